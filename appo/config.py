@@ -1,0 +1,330 @@
+"""A recipe (YAML) plus overrides -> one typed, validated `Recipe` that a whole run is made from.
+
+Free of torch: `appo recipe show`, pipeline compilation and the first step of every pipeline read recipes. Every
+mistake is refused here, with file, key, value and remedy, before a GPU is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Algorithm = Literal["grpo", "dapo", "appo", "pa_grpo"]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run: the message names the file, the key, the value and the remedy."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class KeyMoment(Section):
+    """The synthetic set of the demo: the answer shows in one key frame among distractors."""
+
+    train: Positive = 1600
+    validation: Positive = 64
+    test: Positive = 128
+    num_frames: Annotated[int, Field(ge=4, multiple_of=2)] = 16
+    size: Annotated[int, Field(multiple_of=28, ge=28)] = 28
+    faint: Share = Field(0.6, description="strength of the distractors' markers; the key frame's is 1")
+    easy_faint: Share = Field(0.3, description="the same, in the part that the warm start trains on")
+    easy_train: Annotated[int, Field(ge=0)] = 1600
+
+
+class Data(Section):
+    """Which questions and videos, from where, and what to do with bad ones."""
+
+    source: str = "key_moment"
+    annotations: str | None = Field(None, description="file or s3:// URI of the publisher's records")
+    root: str | None = Field(None, description="folder, s3:// URI or archive that the records' paths start from")
+    template: Literal["reasoning", "grounding", "observation", "bare"] = "reasoning"
+    quotas: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    quota_shortfall: Literal["stop", "take_all"] = "stop"
+    limit: Positive | None = None
+    validation_share: Share = 0.0
+    test_share: Share = 0.0
+    seed: int = 0
+    max_reject_rate: Share = 0.01
+    workers: Positive = 2
+    decode_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    cache: Literal["shards", "none"] = "shards"
+    encoding: Literal["png", "jpeg"] = Field("jpeg", description="png is lossless")
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    key_moment: KeyMoment = KeyMoment()
+
+
+class Video(Section):
+    """How frames are sampled; the same in training and evaluation (paper: 30 frames for 3B, 16 for 7B)."""
+
+    num_frames: Positive | None = Field(16, description="frames spread evenly over the video; or give fps")
+    fps: Annotated[float, Field(gt=0)] | None = None
+    max_frames: Positive = 768
+    max_pixels: Positive = Field(224 * 224, description="pixels a frame; aspect ratio kept, sides multiples of 28")
+    min_pixels: Positive = 28 * 28
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Video:
+        if (self.num_frames is None) == (self.fps is None):
+            raise ValueError("give exactly one of num_frames and fps; set the other to null")
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}")
+        return self
+
+
+class Lora(Section):
+    rank: Positive = 16
+    alpha: Positive = 32
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class WarmStart(Section):
+    """Makes a tiny Qwen2.5-VL and trains it by supervision: the demo's stand-in for a pretrained model."""
+
+    steps: Positive = 200
+    batch_size: Positive = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    seed: int = 0
+
+
+class Model(Section):
+    path: str | None = Field(None, description="checkpoint folder, s3:// URI or hub name; null: the warm start's")
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    freeze_vision: bool = True
+    lora: Lora | None = None
+    warm_start: WarmStart | None = None
+
+
+class Policy(Section):
+    """Rollouts, rewards and loss. A null takes the algorithm's own value (see appo/policy/)."""
+
+    algorithm: Algorithm = "appo"
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    max_completion_length: Positive = 512
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    beta: Annotated[float, Field(ge=0)] | None = Field(None, description="KL coefficient")
+    epsilon_low: Annotated[float, Field(gt=0)] | None = None
+    epsilon_high: Annotated[float, Field(gt=0)] | None = None
+    loss: Literal["grpo", "dapo"] | None = None
+    reward_weights: dict[str, float] = Field(default_factory=lambda: {"accuracy": 0.9, "format": 0.1})
+    dynamic_sampling: bool = False
+    dynamic_sampling_max_rounds: Positive = 3
+    mask_truncated: bool = False
+    overlong_buffer: Annotated[int, Field(ge=0)] = Field(0, description="tokens over which the soft punishment grows")
+
+
+class Perception(Section):
+    """APPO's own settings; the paper's names K1, K2, K3, tau, alpha."""
+
+    k1: Positive = 15
+    k2: Positive = 3
+    k3: Positive = 64
+    tau: float = 0.5
+    max_weight: Annotated[float, Field(ge=1)] = 1.7
+    strategy: Literal["hard", "soft", "all"] = "soft"
+    fallback: Literal["none", "all"] = "none"
+    divergence: Literal["kl", "released"] = "kl"
+    layers: tuple[int, ...] | Literal["last3"] = "last3"
+    attention: Literal["probe", "eager"] = Field("probe", description="eager: as the paper does, for comparison")
+    probe_chunk_mib: Positive = 64
+
+
+class Training(Section):
+    prompts_per_step: Positive = 16
+    gradient_accumulation_steps: Positive = 1
+    max_steps: Annotated[int, Field(ge=-1)] = Field(-1, description="-1: as many as `epochs` needs")
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    gradient_checkpointing: bool = True
+    seeds: tuple[int, ...] = (0,)
+    save_every: Positive = 50
+    rollout: Literal["transformers", "vllm_colocate", "vllm_server"] = "transformers"
+    vllm_server_url: str | None = None
+    vllm_gpu_memory_utilization: Share = 0.3
+    shared_prefix: bool = True
+    feature_cache: bool = True
+    feature_cache_dir: str | None = None
+    feature_cache_gib: Annotated[float, Field(gt=0)] = 8.0
+    distributed: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"
+
+
+class Evaluation(Section):
+    """Decoding as in the paper's Table B."""
+
+    benchmarks: tuple[str, ...] = ("key_moment",)
+    annotations: str | None = None
+    engine: Literal["vllm", "transformers"] = "vllm"
+    temperature: Annotated[float, Field(ge=0)] = 0.1
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.001
+    top_k: int = 1
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.05
+    max_tokens: Positive = 512
+    limit: Positive | None = None
+    max_model_len: Positive = 16384
+    data_parallel: Positive = 1
+    warm_start_too: bool = Field(True, description="also score the weights that training started from")
+
+
+class Tracking(Section):
+    uri: str | None = Field(None, description="MLflow server or sqlite:/// URI; null: mlflow.db of the run folder")
+    experiment: str = "appo"
+
+
+class Cluster(Section):
+    """What a training pod asks Kubernetes for."""
+
+    gpus_per_node: Annotated[int, Field(ge=0)] = 8
+    nodes: Positive = 1
+    cpus: Positive = 16
+    memory_gib: Positive = 128
+    shared_memory_gib: Positive = 32
+    accelerator: str = "nvidia.com/gpu"
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[dict[str, Any], ...] = ()
+    queue: str | None = Field(None, description="Kueue queue")
+    image_pull_secrets: tuple[str, ...] = ()
+    deadline_hours: Annotated[float, Field(gt=0)] = 72.0
+    parallel_trainings: Positive = 2
+
+
+class Recipe(Section):
+    name: str
+    description: str = ""
+    algorithms: tuple[Algorithm, ...] = ("grpo", "dapo", "appo")
+    data: Data = Data()
+    video: Video = Video()
+    model: Model = Model()
+    policy: Policy = Policy()
+    perception: Perception = Perception()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        frames = self.video.num_frames
+        # Two raw frames make one temporal patch, and psi(i) picks k2 of those.
+        if frames is not None and self.perception.k2 > max(1, frames // 2):
+            raise ValueError(
+                f"perception.k2={self.perception.k2}: must be at most the number of temporal patches "
+                f"({max(1, frames // 2)} for video.num_frames={frames})"
+            )
+        if self.model.path is None and self.model.warm_start is None:
+            raise ValueError("model.path=null: name a checkpoint, or give model.warm_start")
+        if self.training.rollout == "vllm_server" and not self.training.vllm_server_url:
+            raise ValueError("training.vllm_server_url=null: needed for training.rollout=vllm_server")
+        return self
+
+    def to_json(self) -> str:
+        """Canonical JSON: what pipeline steps hand to one another, and what `digest` is taken over."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of `to_json`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    files = resources.files("appo.recipes").iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe by name, or a YAML file by path, and apply `key.path=value` overrides (YAML values).
+
+    Raises RecipeError naming file, key, value and remedy.
+    """
+    text, origin = _read(name_or_path)
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{origin}: is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{origin}: must be a mapping of sections, found {type(values).__name__}")
+    for override in overrides:
+        _override(values, override)
+    return _validated(values, origin if not overrides else f"{origin} with {' '.join(overrides)}")
+
+
+def parse_recipe(text: str) -> Recipe:
+    """A recipe from the JSON that an earlier pipeline step handed over."""
+    return _validated(json.loads(text), "resolved recipe")
+
+
+def _read(name_or_path: str) -> tuple[str, str]:
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such recipe file")
+        return path.read_text(encoding="utf-8"), str(path)
+    if name_or_path not in recipe_names():
+        raise RecipeError(f"recipe {name_or_path!r}: unknown; shipped are {', '.join(recipe_names())}, or give a .yaml")
+    return (resources.files("appo.recipes") / f"{name_or_path}.yaml").read_text(encoding="utf-8"), f"{name_or_path}.yaml"
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override}: write it as section.key=value")
+    *parents, last = key.strip().split(".")
+    node = values
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise RecipeError(f"--set {override}: {parent} is a value, not a section")
+        node = child
+    value = yaml.safe_load(text)
+    # YAML 1.1 reads 1e-6 as a string; a number is meant.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:  # a word, as most strings are
+            pass
+    node[last] = value
+
+
+def _validated(values: dict[str, Any], origin: str) -> Recipe:
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{origin}: {_explain(problem)}" for problem in error.errors())) from error
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    value = problem["input"]
+    if problem["type"] == "extra_forbidden":
+        return f"{key}={value!r}: unknown key; known here: {', '.join(_known_keys(problem['loc'][:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}={value!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(path: Sequence[Any]) -> list[str]:
+    section: Any = Recipe
+    for part in path:
+        annotation = section.model_fields[part].annotation
+        section = next(t for t in [annotation, *getattr(annotation, "__args__", ())] if hasattr(t, "model_fields"))
+    return list(section.model_fields)
