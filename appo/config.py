@@ -40,6 +40,8 @@ class KeyMoment(Section):
     faint: Share = Field(0.6, description="strength of the distractors' markers; the key frame's is 1")
     easy_faint: Share = Field(0.3, description="the same, in the part that the warm start trains on")
     easy_train: Annotated[int, Field(ge=0)] = 1600
+    distractors: Annotated[int, Field(ge=0, description="temporal patches with a fainter marker")] = 4
+    noise: Annotated[float, Field(ge=0, description="standard deviation in every pixel; white is 1")] = 0.25
 
 
 class Data(Section):
