@@ -1,0 +1,125 @@
+"""Aligned perception tokens -> how much the group disagrees at each (APPO step 7).
+
+Reads the next-token distributions of the chosen rows as a stream of vocabulary chunks, so that neither a
+(G, N, V) nor a (rows, V) tensor ever exists; feeds `weights`. The two doors of `weights` differ only in where
+a chunk of logits comes from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+# (first, last) of the vocabulary -> (R, last - first) logits of the chosen rows, already over the
+# temperature.
+LogitChunk = Callable[[int, int], Tensor]
+
+# A probability below e^-80 of the mean's adds less than float32 can hold beside the mean itself.
+_LOWEST_LOG_RATIO = -80.0
+# Rounding of float32 logits by 1e-5 moves a divergence by its square. Stretching that noise to [0, 1] would
+# hand out random weights where completions are word for word the same.
+_CONSTANT_NATS = 1e-9
+# The released code's guard against exp() overflowing in half precision.
+_RELEASED_CLIP = 11.0
+
+
+def log_normalizers(logits: LogitChunk, vocabulary: int, chunk: int) -> Tensor:
+    """log sum exp over the vocabulary, streamed. Returns (R,) float64."""
+    total: Tensor | None = None
+    for first, last in _chunks(vocabulary, chunk):
+        part = torch.logsumexp(logits(first, last), dim=1).double()
+        total = part if total is None else torch.logaddexp(total, part)
+    assert total is not None, "a vocabulary has at least one entry"
+    return total
+
+
+def aligned_divergence(
+    logits: LogitChunk,
+    vocabulary: int,
+    slots: Tensor,
+    mask: Tensor,
+    *,
+    kind: str = "kl",
+    log_normalizer: Tensor | None = None,
+    chunk: int,
+    block: int,
+) -> Tensor:
+    """D of each aligned set of rows. A set holds at most one row of each of G completions.
+
+    logits: the chunks of R rows; slots: (S, G) int64 into those rows; mask: (S, G) bool, whether completion i
+    is in the set; log_normalizer: (R,), or None to compute it in a first pass over the vocabulary. chunk:
+    vocabulary entries held at a time; block: sets held at a time. Returns (S,) float64.
+
+    kind="kl": sum_i KL(p_i || m), m the arithmetic mean over the completions in the set (appendix A.2, eq.
+    1).
+    kind="released": the released code instead: m is the mean of log-probabilities, the divergence is
+    sum_i sum_v exp(d) - d - 1 with d = log m - log p_i clipped to +-11 and not weighted by p, and a
+    completion that is not in the set takes part with the uniform distribution. Raises ValueError for another
+    kind.
+    """
+    if kind not in ("kl", "released"):
+        raise ValueError(f"perception.divergence={kind!r}: must be kl or released")
+    normalizer = log_normalizers(logits, vocabulary, chunk) if log_normalizer is None else log_normalizer
+    total = torch.zeros(slots.shape[0], dtype=torch.float64, device=slots.device)
+    for first, last in _chunks(vocabulary, chunk):
+        log_probs = logits(first, last)
+        log_probs = log_probs.sub_(normalizer.to(log_probs.dtype)[:, None])
+        for start in range(0, slots.shape[0], block):
+            here = slice(start, start + block)
+            aligned = log_probs[slots[here].flatten()].unflatten(0, slots[here].shape)  # (block, G, chunk)
+            if kind == "kl":
+                total[here] += _kl_to_mean(aligned, mask[here])
+            else:
+                total[here] += _released(aligned, mask[here], vocabulary)
+    return total
+
+
+def normalised(divergence: Tensor, exists: Tensor) -> Tensor:
+    """Min-max over the j that exist, to [0, 1]; a constant becomes all zeros (APPO section 3.2).
+
+    divergence: (K, J) float64; exists: (K, J) bool, whether any completion has a j-th token. Returns (K, J),
+    0 where nothing exists.
+    """
+    low = divergence.masked_fill(~exists, torch.inf).amin(dim=1, keepdim=True)
+    high = divergence.masked_fill(~exists, -torch.inf).amax(dim=1, keepdim=True)
+    spread = high - low
+    constant = ~(spread > _CONSTANT_NATS)
+    scaled = (divergence - low) / spread.masked_fill(constant, 1.0)
+    return scaled.masked_fill(constant | ~exists, 0.0).clamp(0.0, 1.0)
+
+
+def _kl_to_mean(log_probs: Tensor, mask: Tensor) -> Tensor:
+    """This chunk's part of sum_i KL(p_i || m). log_probs: (S, G, C), overwritten; mask: (S, G). Returns (S,).
+
+    With d = log p - log m, the textbook sum of p d cancels: its terms are of first order in d, the result of
+    second. As p and m both sum to one, m (d e^d - (e^d - 1)) summed over the vocabulary is the same number,
+    and each of its terms is positive and of second order. It also forgives an error of the normaliser to
+    first order.
+    """
+    log_probs.masked_fill_(~mask[:, :, None], -torch.inf)
+    present = mask.sum(dim=1, keepdim=True).clamp(min=1).to(log_probs.dtype)
+    log_mean = torch.logsumexp(log_probs, dim=1) - present.log()  # (S, C)
+    # -inf - -inf: a token that nobody can write has no divergence.
+    ratio = log_probs.sub_(log_mean[:, None]).nan_to_num_(nan=0.0, neginf=_LOWEST_LOG_RATIO)
+    ratio.clamp_(min=_LOWEST_LOG_RATIO)
+    growth = torch.expm1(ratio)
+    terms = torch.addcmul(ratio, ratio, growth).sub_(growth)  # d e^d - expm1(d)
+    terms.masked_fill_(~mask[:, :, None], 0.0)
+    return (terms.sum(dim=1) * log_mean.exp()).sum(dim=1, dtype=torch.float64)
+
+
+def _released(log_probs: Tensor, mask: Tensor, vocabulary: int) -> Tensor:
+    """This chunk's part of the released code's divergence. Shapes as in `_kl_to_mean`; log_probs is overwritten."""
+    log_probs.masked_fill_(~mask[:, :, None], -math.log(vocabulary))
+    # A token that a logits mask forbids has log-probability -inf; the clip is the furthest this formula sees.
+    log_probs.clamp_(min=torch.finfo(log_probs.dtype).min / (4 * log_probs.shape[1]))
+    difference = log_probs.mean(dim=1, keepdim=True).sub(log_probs).clamp_(-_RELEASED_CLIP, _RELEASED_CLIP)
+    return torch.expm1(difference).sub_(difference).sum(dim=(1, 2), dtype=torch.float64)
+
+
+def _chunks(vocabulary: int, chunk: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, vocabulary, chunk):
+        yield first, min(first + chunk, vocabulary)
