@@ -1,0 +1,193 @@
+"""Laws of the attention function: packed equals padded, the probe equals eager attention, in every supported family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from appo.modeling import packing
+from appo.perception.probe import FrameProbe, PlainRows
+from tests.modeling import models
+
+# Float32 sums of a few hundred terms in another order.
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+
+
+def batch(family: str, image: bool = True):
+    """Two groups of three ragged completions; prompts of different length and a different number of frames."""
+    prompts = [
+        models.prompt(family, frames=5, text=4, image=image, seed=1),
+        models.prompt(family, frames=3, text=6, image=image, seed=2),
+    ]
+    generator = torch.Generator().manual_seed(3)
+    completions = [
+        [torch.randint(1, 50, (n,), generator=generator) for n in lengths]
+        for lengths in ((7, 1, 4), (5, 7, 2))
+    ]
+    return prompts, completions
+
+
+def packed_batch(model, prompts, completions):
+    groups, row = [], 0
+    for p, group in zip(prompts, completions, strict=True):
+        rows = tuple(range(row, row + len(group)))
+        row += len(group)
+        groups.append(packing.PackedGroup(p.ids, models.rope(model, p), p.frames, tuple(group), rows))
+    found = packing.pack(groups)
+    inputs = {
+        **found.model_inputs(),
+        "pixel_values_videos": torch.cat([p.pixels_video for p in prompts]),
+        "video_grid_thw": torch.cat([p.grid_video for p in prompts]),
+    }
+    if prompts[0].pixels_image is not None:
+        inputs["pixel_values"] = torch.cat([p.pixels_image for p in prompts])
+        inputs["image_grid_thw"] = torch.cat([p.grid_image for p in prompts])
+    return found, inputs
+
+
+def plain_logits(model, prompts, completions, **kwargs):
+    made = models.padded_inputs(model, prompts, completions)
+    logits = model(**made["inputs"], **kwargs).logits
+    return logits[:, made["width"] - 1 : -1], made
+
+
+@pytest.mark.parametrize("window", [None, 12])
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_packed_equals_padded(family, window):
+    if window and family == "qwen3_vl":
+        pytest.skip("Qwen3-VL has no sliding-window layers")
+    model = models.build(family, sliding_window=window)
+    prompts, completions = batch(family)
+    reference, made = plain_logits(model, prompts, completions)
+    found, inputs = packed_batch(model, prompts, completions)
+    logits = found.unpack(model(**inputs).logits[:, found.scored], 6, made["tail"])
+    for row, completion in enumerate(c for group in completions for c in group):
+        torch.testing.assert_close(logits[row, : len(completion)], reference[row, : len(completion)], **CLOSE)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_gradients_equal_padded(checkpointing):
+    model = models.build("qwen2_5_vl")
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    prompts, completions = batch("qwen2_5_vl")
+    labels = [c for group in completions for c in group]
+
+    def gradients(logits):
+        model.zero_grad()
+        sum(
+            torch.nn.functional.cross_entropy(logits[i, : len(c)], c) for i, c in enumerate(labels)
+        ).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    reference = gradients(plain_logits(model, prompts, completions)[0])
+    found, inputs = packed_batch(model, prompts, completions)
+    ours = gradients(found.unpack(model(**inputs).logits[:, found.scored], 6, 7))
+    assert reference.keys() == ours.keys()
+    for name, gradient in reference.items():
+        error = (ours[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert error < 1e-4, f"{name}: relative gradient error {error:.1e}"
+
+
+def eager_frame_attention(family, prompts, completions, layers, window=None, dtype=torch.float32):
+    """The slow reference: whole attention matrices, then an explicit loop over frames."""
+    model = models.build(family, implementation="eager", sliding_window=window).to(dtype)
+    made = models.padded_inputs(model, prompts, completions)
+    made["inputs"] = {
+        k: v.to(dtype) if v.is_floating_point() and "pixel" in k else v for k, v in made["inputs"].items()
+    }
+    with torch.no_grad():
+        attentions = model(**made["inputs"], output_attentions=True).attentions
+    stacked = torch.stack([attentions[layer].float() for layer in layers]).mean(dim=(0, 2))  # (B, L, L)
+    rows = stacked[:, made["width"] - 1 : -1]
+    num_frames = max(p.num_frames for p in prompts)
+    out = torch.zeros(rows.shape[0], rows.shape[1], num_frames)
+    for row in range(rows.shape[0]):
+        for frame in range(num_frames):
+            members = made["frames"][row] == frame
+            if members.any():
+                out[row, :, frame] = rows[row][:, members].mean(dim=1)
+    return out
+
+
+@pytest.mark.parametrize("window", [None, 12])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_probe_equals_eager_attention(family, layout, window):
+    if window and family == "qwen3_vl":
+        pytest.skip("Qwen3-VL has no sliding-window layers")
+    layers = (1, 2, 3)
+    prompts, completions = batch(family)
+    expected = eager_frame_attention(family, prompts, completions, layers, window)
+    model = models.build(family, sliding_window=window)
+    # One MiB is smaller than these scores times the batch, so that the chunked path is the one under test.
+    probe = FrameProbe(layers, num_frames=5, chunk_mib=1)
+    with torch.no_grad():
+        if layout == "padded":
+            made = models.padded_inputs(model, prompts, completions)
+            length = made["inputs"]["input_ids"].shape[1]
+            rows = torch.arange(made["width"] - 1, length - 1).expand(6, -1)
+            probe.plain = PlainRows(rows, made["inputs"]["attention_mask"].bool(), made["frames"])
+            model(**made["inputs"], frame_probe=probe)
+            found = probe.attention()
+        else:
+            packed, inputs = packed_batch(model, prompts, completions)
+            model(**inputs, frame_probe=probe)
+            found = torch.zeros_like(expected)
+            for part, bucket in enumerate(packed.buckets):
+                read = probe.attention(part)
+                found[bucket.rows.flatten(), : read.shape[1]] = read
+    for row, completion in enumerate(c for group in completions for c in group):
+        torch.testing.assert_close(
+            found[row, : len(completion)], expected[row, : len(completion)], atol=1e-5, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_probe_in_bfloat16_stays_within_two_per_mille_of_eager(family):
+    """Or within eager's own rounding: Qwen3-VL's eager attention is itself 0.2 % off its float32 values here."""
+    prompts, completions = batch(family)
+    exact = eager_frame_attention(family, prompts, completions, (1, 2, 3))
+    expected = eager_frame_attention(family, prompts, completions, (1, 2, 3), dtype=torch.bfloat16)
+    model = models.build(family).to(torch.bfloat16)
+    made = models.padded_inputs(model, prompts, completions)
+    inputs = {k: v.bfloat16() if "pixel" in k else v for k, v in made["inputs"].items()}
+    rows = torch.arange(made["width"] - 1, inputs["input_ids"].shape[1] - 1).expand(6, -1)
+    probe = FrameProbe((1, 2, 3), 5, plain=PlainRows(rows, inputs["attention_mask"].bool(), made["frames"]))
+    with torch.no_grad():
+        model(**inputs, frame_probe=probe)
+    valid = torch.zeros(6, made["tail"], dtype=torch.bool)
+    for row, completion in enumerate(c for group in completions for c in group):
+        valid[row, : len(completion)] = True
+    error = (probe.attention() - expected)[valid].norm() / expected[valid].norm()
+    rounding = (expected - exact)[valid].norm() / exact[valid].norm()
+    assert error < max(2e-3, 1.5 * rounding), f"relative error {error:.1e}, eager's own {rounding:.1e}"
+
+
+def test_a_closed_probe_is_not_read_again_by_checkpointing():
+    model = models.build("qwen2_5_vl")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    prompts, completions = batch("qwen2_5_vl")
+    packed, inputs = packed_batch(model, prompts, completions)
+    probe = FrameProbe((1, 2, 3), num_frames=5)
+    loss = model(**inputs, frame_probe=probe).logits.sum()
+    before = probe.attention(0).clone()
+    probe.close()
+    loss.backward()
+    torch.testing.assert_close(probe.attention(0), before, atol=0, rtol=0)
+
+
+def test_a_layer_that_was_not_read_is_named():
+    with pytest.raises(RuntimeError, match=r"layers \[2\] were not read"):
+        FrameProbe((2,), num_frames=1).attention()
+
+
+def test_unsupported_architecture_is_refused_by_name():
+    from types import SimpleNamespace
+
+    from appo.modeling.attention import UnsupportedModel, check_supported
+
+    with pytest.raises(UnsupportedModel, match="llava_onevision"):
+        check_supported(SimpleNamespace(config=SimpleNamespace(model_type="llava_onevision")))
