@@ -52,6 +52,9 @@ class Data(Section):
     root: str | None = Field(None, description="folder, s3:// URI or archive that the records' paths start from")
     template: Literal["reasoning", "grounding", "observation", "bare"] = "reasoning"
     quotas: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    problem_types: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="source -> the only types of question taken from it"
+    )
     quota_shortfall: Literal["stop", "take_all"] = "stop"
     limit: Positive | None = None
     validation_share: Share = 0.0
@@ -60,7 +63,9 @@ class Data(Section):
     max_reject_rate: Share = 0.01
     workers: Positive = 2
     decode_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    worker_memory_gib: Annotated[float, Field(gt=0.5)] = Field(4.0, description="address space of one decoder")
     cache: Literal["shards", "none"] = "shards"
+    cache_dir: str | None = Field(None, description="folder or s3:// URI of shards; null: beside the manifest")
     encoding: Literal["png", "jpeg"] = Field("jpeg", description="png is lossless")
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
     key_moment: KeyMoment = KeyMoment()
@@ -107,6 +112,23 @@ class Model(Section):
     warm_start: WarmStart | None = None
 
 
+class Judge(Section):
+    """Who scores PA-GRPO's observations: fixed rules, or a text model behind an OpenAI-compatible server."""
+
+    kind: Literal["rules", "server"] = "rules"
+    url: str | None = Field(None, description="base of the server, e.g. http://127.0.0.1:8000")
+    model: str | None = Field(None, description="name the server knows the model by")
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    workers: Positive = 16
+    cache: str | None = Field(None, description="SQLite file of verdicts; null: kept in memory")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Judge:
+        if self.kind == "server" and not (self.url and self.model):
+            raise ValueError("kind=server: needs url and model")
+        return self
+
+
 class Policy(Section):
     """Rollouts, rewards and loss. A null takes the algorithm's own value (see appo/policy/)."""
 
@@ -120,6 +142,8 @@ class Policy(Section):
     epsilon_high: Annotated[float, Field(gt=0)] | None = None
     loss: Literal["grpo", "dapo"] | None = None
     reward_weights: dict[str, float] = Field(default_factory=lambda: {"accuracy": 0.9, "format": 0.1})
+    perception_weights: bool | None = Field(None, description="multiply advantages by APPO's token weights")
+    judge: Judge = Judge()
     dynamic_sampling: bool = False
     dynamic_sampling_max_rounds: Positive = 3
     mask_truncated: bool = False

@@ -112,7 +112,7 @@ def _kl_to_mean(log_probs: Tensor, mask: Tensor) -> Tensor:
 
 
 def _released(log_probs: Tensor, mask: Tensor, vocabulary: int) -> Tensor:
-    """This chunk's part of the released code's divergence. Shapes as in `_kl_to_mean`; log_probs is overwritten."""
+    """This chunk's part of the released code's divergence. Shapes as in `_kl_to_mean`."""
     log_probs.masked_fill_(~mask[:, :, None], -math.log(vocabulary))
     # A token that a logits mask forbids has log-probability -inf; the clip is the furthest this formula sees.
     log_probs.clamp_(min=torch.finfo(log_probs.dtype).min / (4 * log_probs.shape[1]))

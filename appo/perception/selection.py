@@ -100,9 +100,7 @@ def select(
     lengths = completion_lengths.to(device=attention.device, dtype=torch.int64)
     valid = valid_tokens(lengths, num_tokens)
     if not bool(attention.isfinite().logical_or(~valid[:, :, None]).all()):
-        raise ValueError(
-            "attention: has NaN or infinity on a completion token; the model's weights have diverged"
-        )
+        raise ValueError("attention: has NaN or infinity on a completion token; has the model diverged?")
 
     scores = response_frame_scores(attention, lengths, k1=settings.k1)
     best = top_frames(scores, k2=settings.k2).tolist()

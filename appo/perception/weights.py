@@ -10,7 +10,6 @@ gathers the rows, and calls `weights_from_rows`. No gradient flows through a wei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +28,7 @@ _CAST_ROWS = 512
 class PerceptionWeights:
     """The weights of one group and why they are what they are."""
 
-    weights: (
-        Tensor  # (G, N) float, in [1, max_weight]; 1 for padding and for tokens that no crucial frame chose
-    )
+    weights: Tensor  # (G, N) float32 in [1, max_weight]; 1 for padding and where no crucial frame chose
     frames: tuple[int, ...]  # psi', ascending; K of them
     right: tuple[int, ...]  # S1: completions whose accuracy reward reaches tau
     wrong: tuple[int, ...]  # S2
@@ -255,12 +252,11 @@ def _assemble(
 
 
 def _token_weights(selection: Selection, scaled: Tensor, max_weight: float) -> tuple[Tensor, Tensor]:
-    """W = 1 + (max_weight - 1) * mean over the frames that chose the token. Returns (G, N) twice: W, was chosen."""
+    """W = 1 + (max_weight - 1) * mean over the frames that chose the token. Returns W and "was chosen"."""
     mask, positions = selection.tokens.mask, selection.tokens.positions
     num_frames, num_completions, _ = mask.shape
-    dense = torch.zeros(
-        num_frames, num_completions, selection.num_tokens + 1, dtype=torch.float64, device=mask.device
-    )
+    shape = (num_frames, num_completions, selection.num_tokens + 1)
+    dense = torch.zeros(shape, dtype=torch.float64, device=mask.device)
     # One column more than tokens: ranks that do not exist are written there, and dropped.
     target = positions.masked_fill(~mask, selection.num_tokens)
     total = dense.scatter(2, target, scaled[:, None].expand(mask.shape))[..., :-1].sum(dim=0)
