@@ -14,9 +14,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Algorithm = Literal["grpo", "dapo", "appo", "pa_grpo"]
+
+def _registered(name: str) -> str:
+    # A file in appo/policy adds an algorithm; asked late, and free of torch.
+    from appo.policy import algorithms
+
+    if name not in algorithms():
+        raise ValueError(f"{name!r} is no algorithm; known are {', '.join(algorithms())}")
+    return name
+
+
+Algorithm = Annotated[str, AfterValidator(_registered)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
