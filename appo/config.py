@@ -234,6 +234,7 @@ class Cluster(Section):
     image_pull_secrets: tuple[str, ...] = ()
     deadline_hours: Annotated[float, Field(gt=0)] = 72.0
     parallel_trainings: Positive = 2
+    retries: Annotated[int, Field(ge=0)] = Field(2, description="of a training or evaluation pod that failed")
 
 
 class Recipe(Section):

@@ -1,0 +1,214 @@
+"""Chosen samples -> the frames of their videos and images, decoded once, into shards.
+
+The long part of assembly. Each file is read, hashed and decoded by a worker; rows are committed in the order of
+the plan, shard by shard, and a journal tells an interrupted run what is done. Because the order of commits is that
+of the plan, an interrupted and resumed run writes the same shards as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from appo.config import Data, Video
+from appo.data.frames import decode_image, list_shards
+from appo.data.media import MediaRoot, Medium
+from appo.data.shards import SHARD_BYTES, SHARD_ROWS, EncodedFrames, encode, shard_bytes, shard_name
+from appo.data.video import VideoError, VideoFrames, decode_bytes, decode_video
+from appo.data.workers import Failure, WorkerPool
+from appo.storage import StorageError, UnsafePath, is_s3, open_binary, write
+
+VIDEO, IMAGE = "video", "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One file to decode. kind: VIDEO or IMAGE; name: as the samples name it."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What is known of a file afterwards. sha256 of the whole file; num_frames sampled (1 for an image)."""
+
+    sha256: str
+    duration_s: float
+    num_frames: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    stage: str
+    reason: str
+
+
+Outcome = Decoded | Rejected
+_Task = tuple[Item, Medium]
+_Answer = tuple[Decoded, EncodedFrames | None]
+
+
+def decode_all(
+    items: Iterable[Item],
+    *,
+    root: MediaRoot,
+    video: Video,
+    data: Data,
+    place: str | None,
+    journal: Path,
+    done: Callable[[Item, Outcome], None],
+) -> None:
+    """Decode every item once and call `done` for each, in order.
+
+    place: folder or s3:// URI of the shards, None to check that everything decodes without keeping the frames.
+    journal: appended to; with it, a run that was stopped goes on where the last shard ended.
+    """
+    finished = _read_journal(journal)
+    stored = stored_keys(place) if place is not None else set()
+    writer = _Writer(place, journal)
+    immediate: dict[Item, Outcome] = {}
+
+    def tasks() -> Iterator[_Task]:
+        for item in items:
+            try:
+                medium = root.find(item.name)
+            except (UnsafePath, StorageError) as error:
+                immediate[item] = Rejected("path", str(error))
+            else:
+                past = finished.get(_journal_key(item, medium))
+                if past is not None and (place is None or past.sha256 in stored):
+                    immediate[item] = past
+                else:
+                    yield item, medium
+                    continue
+            done(item, immediate[item])
+
+    make = partial(make_decoder, video, data, place is not None, frozenset(stored))
+    pool: WorkerPool[_Task, _Answer] = WorkerPool(
+        make, workers=data.workers, timeout_s=data.decode_timeout_s, memory_gib=data.worker_memory_gib
+    )
+    with pool:
+        for (item, medium), result in pool.run(tasks()):
+            if isinstance(result, Failure):
+                done(item, Rejected("decode", result.reason))
+                continue
+            decoded, row = result
+            if row is not None and row.key not in stored:
+                stored.add(row.key)
+                writer.add(row)
+            writer.note(_journal_key(item, medium), decoded)
+            done(item, decoded)
+    writer.flush()
+
+
+def make_decoder(
+    video: Video, data: Data, keep: bool, stored: frozenset[str]
+) -> Callable[[_Task], _Answer | Failure]:
+    """What a worker does with one file. `stored` are hashes whose frames are in the shards already."""
+    import decord  # noqa: F401 - loaded before the first deadline starts
+
+    def work(task: _Task) -> _Answer | Failure:
+        item, medium = task
+        try:
+            payload = None if medium.local is not None else medium.read()
+            digest = medium.sha256() if payload is None else hashlib.sha256(payload).hexdigest()
+            frames = _decode(item, medium, payload, video)
+        except (VideoError, StorageError) as error:
+            return Failure(str(error))
+        decoded = Decoded(digest, frames.duration_s, len(frames.frames), *frames.frames.shape[1:3])
+        if not keep or digest in stored:
+            return decoded, None
+        return decoded, encode(digest, frames, encoding=data.encoding, jpeg_quality=data.jpeg_quality)
+
+    return work
+
+
+def _decode(item: Item, medium: Medium, payload: bytes | None, video: Video) -> VideoFrames:
+    if item.kind == IMAGE:
+        return still(decode_image(medium, video))
+    if medium.local is not None:
+        return decode_video(medium.local, video)
+    assert payload is not None
+    return decode_bytes(payload, video, name=medium.uri)
+
+
+def still(pixels: object) -> VideoFrames:
+    """An image as a row of its own: one frame, no duration."""
+    import numpy as np
+
+    return VideoFrames(np.asarray(pixels)[None], np.zeros(1), (0,), 1.0, 0.0, 1)
+
+
+def stored_keys(place: str) -> set[str]:
+    """Hashes of the files whose frames are in the shards at `place`."""
+    import pyarrow.parquet as pq
+
+    keys: set[str] = set()
+    for shard in list_shards(place):
+        with open_binary(shard) as stream:
+            keys.update(
+                pq.read_table(io.BytesIO(stream.read()) if is_s3(shard) else shard, columns=["key"])[
+                    "key"
+                ].to_pylist()
+            )
+    return keys
+
+
+def _journal_key(item: Item, medium: Medium) -> str:
+    return f"{item.kind} {medium.uri} {medium.stamp}"
+
+
+def _read_journal(path: Path) -> dict[str, Decoded]:
+    """What earlier runs finished; a last line that was cut off by a kill is passed over, its work is done again."""
+    found: dict[str, Decoded] = {}
+    if not path.is_file():
+        return found
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+                found[record.pop("file")] = Decoded(**record)
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue
+    return found
+
+
+class _Writer:
+    """Collects rows into shards. The journal names a file only after the shard with its frames is on disk."""
+
+    def __init__(self, place: str | None, journal: Path):
+        self._place, self._journal = place, journal
+        self._rows: list[EncodedFrames] = []
+        self._bytes = 0
+        self._notes: list[str] = []
+
+    def add(self, row: EncodedFrames) -> None:
+        self._rows.append(row)
+        self._bytes += row.nbytes
+
+    def note(self, file: str, decoded: Decoded) -> None:
+        self._notes.append(json.dumps({"file": file, **asdict(decoded)}, ensure_ascii=False))
+        if len(self._rows) >= SHARD_ROWS or self._bytes >= SHARD_BYTES or len(self._notes) >= 4 * SHARD_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            assert self._place is not None
+            write(f"{self._place}/{shard_name(self._rows)}", shard_bytes(self._rows))
+        if self._notes:
+            self._journal.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._journal, "a", encoding="utf-8") as file:
+                # A line that a kill cut off must not swallow the first of these.
+                file.write("\n" + "\n".join(self._notes) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        self._rows, self._bytes, self._notes = [], 0, []

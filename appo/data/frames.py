@@ -1,0 +1,200 @@
+"""A sample -> its frames: from shards, or by decoding its video now.
+
+The seam that training and evaluation read through. Shards were written by `appo.data.assemble`; a recipe with
+`data.cache: none` decodes on the fly with the very same sampling. A source may be copied to data-loader workers.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from appo.config import Recipe, Video
+from appo.data.manifest import Manifest, ManifestError
+from appo.data.media import MediaRoot, Medium
+from appo.data.schema import VideoSample
+from appo.data.shards import ROW_GROUP_BYTES, EncodedFrames, decode, row_from
+from appo.data.video import VideoError, VideoFrames, decode_bytes, decode_video, fit_size, resize
+from appo.storage import StorageError, is_s3, open_binary
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+KEPT_BYTES = 256 << 20  # of encoded rows a process keeps; a demo's whole set, a sliver of a real one
+OPEN_SHARDS = 16
+
+
+class FrameSource(Protocol):
+    def load(self, sample: VideoSample) -> VideoFrames:
+        """The sample's frames. Raises VideoError when it has no video or no frames can be had."""
+        ...
+
+    def image(self, sample: VideoSample) -> Image | None:
+        """The image that stands beside the video in the prompt, scaled to the pixel budget; None without one."""
+        ...
+
+
+def open_frames(manifest: Manifest, recipe: Recipe) -> FrameSource:
+    """Shards when the manifest names some, else decoding on the fly.
+
+    Raises ManifestError when the recipe samples otherwise than the manifest was assembled: training and evaluation
+    would see other frames than they say.
+    """
+    settings = recipe.video.model_dump(mode="json")
+    assembled = manifest.header.get("video")
+    if assembled is not None and assembled != settings:
+        changed = ", ".join(
+            f"video.{key} is {settings[key]!r}, was {assembled.get(key)!r}"
+            for key in settings
+            if settings[key] != assembled.get(key)
+        )
+        raise ManifestError(f"{manifest.path}: assembled with other sampling ({changed}); assemble again")
+    if manifest.frames is not None:
+        return ShardFrames(manifest.frames)
+    return DecodedFrames(manifest.root, recipe.video)
+
+
+class DecodedFrames:
+    """Decodes each time it is asked: no disk, slower steps."""
+
+    def __init__(self, root: str, video: Video):
+        self._root, self._video = MediaRoot(root), video
+
+    def load(self, sample: VideoSample) -> VideoFrames:
+        if sample.video is None:
+            raise VideoError(sample.id, "has no video, only an image")
+        return decode_medium(self._root.find(sample.video), self._video)
+
+    def image(self, sample: VideoSample) -> Image | None:
+        return (
+            None
+            if sample.image is None
+            else as_image(decode_image(self._root.find(sample.image), self._video))
+        )
+
+
+class ShardFrames:
+    """Reads the rows of one settings folder, local or S3; the folder is listed once, rows are read when asked for."""
+
+    def __init__(self, place: str):
+        self._place = place
+        self._rows: dict[str, tuple[str, int, int]] = {}  # key -> shard, row group, row within the group
+        self._kept: OrderedDict[str, EncodedFrames] = OrderedDict()
+        self._kept_bytes = 0
+        self._list()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_place": self._place, "_rows": self._rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _kept=OrderedDict(), _kept_bytes=0)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def load(self, sample: VideoSample) -> VideoFrames:
+        if sample.video is None or sample.video_sha256 is None:
+            raise VideoError(sample.id, "has no video, only an image")
+        return decode(self.row(sample.video_sha256, sample.id))
+
+    def image(self, sample: VideoSample) -> Image | None:
+        key = sample.extra.get("image_sha256")
+        return None if key is None else as_image(decode(self.row(key, sample.id)).frames[0])
+
+    def row(self, key: str, name: str) -> EncodedFrames:
+        """The stored row of a file; `name` stands in the error."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        if key not in self._rows:
+            self._list()  # another process may have added it
+        if key not in self._rows:
+            raise VideoError(
+                name, f"its frames (sha256 {key[:12]}...) are not in {self._place}; assemble again"
+            )
+        shard, group, _ = self._rows[key]
+        wanted = None
+        # Neighbours of the row group come along for free when they are small.
+        for record in _open_shard(shard).read_row_group(group).to_pylist():
+            row = row_from(record)
+            if row.key == key:
+                wanted = row
+            if row.key == key or row.nbytes <= ROW_GROUP_BYTES // 4:
+                self._keep(row)
+        assert wanted is not None
+        return wanted
+
+    def _keep(self, row: EncodedFrames) -> None:
+        if row.key in self._kept:
+            return
+        self._kept[row.key] = row
+        self._kept_bytes += row.nbytes
+        while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_bytes -= dropped.nbytes
+
+    def _list(self) -> None:
+        known = {shard for shard, _, _ in self._rows.values()}
+        for shard in list_shards(self._place):
+            if shard in known:
+                continue
+            file = _open_shard(shard)
+            for group in range(file.num_row_groups):
+                for at, key in enumerate(file.read_row_group(group, columns=["key"])["key"].to_pylist()):
+                    self._rows.setdefault(key, (shard, group, at))
+
+
+def list_shards(place: str) -> list[str]:
+    """Paths or URIs of the shards in a folder or below an S3 prefix, in order of name."""
+    if is_s3(place):
+        from appo.objectstore import list_objects
+
+        return sorted(f"{place}/{name}" for name, _ in list_objects(place) if name.endswith(".parquet"))
+    from pathlib import Path
+
+    return sorted(str(path) for path in Path(place).glob("frames-*.parquet"))
+
+
+@lru_cache(maxsize=OPEN_SHARDS)
+def _open_shard(shard: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if is_s3(shard):
+            return pq.ParquetFile(open_binary(shard), page_checksum_verification=True)
+        return pq.ParquetFile(shard, memory_map=True, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(
+            f"{shard}: is not a readable shard: {error}; delete it and assemble again"
+        ) from error
+
+
+def decode_medium(medium: Medium, video: Video) -> VideoFrames:
+    """Decode a video where it lies: by path when it is a local file, else from its bytes."""
+    if medium.local is not None:
+        return decode_video(medium.local, video)
+    return decode_bytes(medium.read(), video, name=medium.uri)
+
+
+def decode_image(medium: Medium, video: Video) -> np.ndarray:
+    """(H, W, 3) uint8 of an image file, scaled to the pixel budget of a frame. Raises VideoError."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(medium.read())) as opened:
+            pixels = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+        size = fit_size(*pixels.shape[:2], max_pixels=video.max_pixels, min_pixels=video.min_pixels)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
+        raise VideoError(medium.uri, f"cannot be read as an image: {error}") from error
+    return resize(pixels, size)
+
+
+def as_image(pixels: np.ndarray) -> Image:
+    from PIL import Image
+
+    return Image.fromarray(pixels)

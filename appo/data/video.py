@@ -1,0 +1,228 @@
+"""A video file -> the frames a model sees, with their true times.
+
+One definition of sampling for training, evaluation and shards. Frames are spread evenly in time (or at a given
+rate), taken from the presentation times of the file, so that variable frame rates do not shift them; scaled to a
+pixel budget with the aspect ratio kept and both sides multiples of 28, the size of a merged visual token of
+Qwen2.5-VL. A video that cannot be decoded raises `VideoError`: no other video ever takes its place.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from appo.config import Video
+
+FACTOR = 28  # 14 pixels a patch, 2 x 2 patches merged into one visual token
+TEMPORAL_PATCH = 2  # raw frames merged into one temporal patch
+DECODE_CHUNK_BYTES = 64 << 20  # raw frames held at once: ten of 1080p, two of 4K
+MAX_ASPECT_RATIO = 200  # as in Qwen's own image processor
+
+
+class VideoError(ValueError):
+    """A video that gives no frames: where it lies, and the decoder's reason."""
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = str(path), reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.reason)
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """Sampled frames of one video.
+
+    frames: (F, H, W, 3) uint8 RGB, F even. timestamps_s: (F,) float64, seconds from the first frame of the file.
+    frame_indices: positions in the file, ascending (the last one twice when the file has an odd number to give).
+    fps: sampled frames per second; duration_s: seconds from the first frame's start to the last one's end.
+    total_frames: frames in the file.
+    """
+
+    frames: np.ndarray
+    timestamps_s: np.ndarray
+    frame_indices: tuple[int, ...]
+    fps: float
+    duration_s: float
+    total_frames: int
+
+    @property
+    def second_per_grid(self) -> float:
+        """Seconds between two temporal patches, as `second_per_grid_ts` of Qwen2.5-VL wants it."""
+        return TEMPORAL_PATCH / self.fps
+
+
+def fit_size(
+    height: int, width: int, *, max_pixels: int, min_pixels: int = FACTOR * FACTOR
+) -> tuple[int, int]:
+    """The (height, width) to scale to: multiples of 28, area in [min_pixels, max_pixels], ratio kept within rounding.
+
+    Source: `smart_resize` of Qwen2-VL's image processor. A side never goes below 28, which for very long images
+    may exceed the budget. Raises ValueError for a ratio above 200.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(f"is {width}x{height} pixels: aspect ratios above {MAX_ASPECT_RATIO} are refused")
+    fitted_height = max(FACTOR, round(height / FACTOR) * FACTOR)
+    fitted_width = max(FACTOR, round(width / FACTOR) * FACTOR)
+    if fitted_height * fitted_width > max_pixels:
+        scale = math.sqrt(height * width / max_pixels)
+        fitted_height = max(FACTOR, math.floor(height / scale / FACTOR) * FACTOR)
+        fitted_width = max(FACTOR, math.floor(width / scale / FACTOR) * FACTOR)
+    elif fitted_height * fitted_width < min_pixels:
+        scale = math.sqrt(min_pixels / (height * width))
+        fitted_height = math.ceil(height * scale / FACTOR) * FACTOR
+        fitted_width = math.ceil(width * scale / FACTOR) * FACTOR
+    return fitted_height, fitted_width
+
+
+def choose_frames(starts_s: np.ndarray, duration_s: float, video: Video) -> tuple[int, ...]:
+    """Indices of the frames to take; an even number of them, ascending.
+
+    starts_s: (N,) presentation times from 0, ascending. With `num_frames` they are spread from the first frame to
+    the last; with `fps` one every 1/fps seconds, or spread evenly where `max_frames` caps them. A file with fewer
+    frames gives all it has; an odd count loses its last one, and a single frame is shown twice.
+    """
+    total = len(starts_s)
+    capped = video.max_frames
+    if video.num_frames is not None:
+        wanted, times = min(video.num_frames, capped), None
+    else:
+        assert video.fps is not None
+        wanted = max(TEMPORAL_PATCH, math.floor(duration_s * video.fps + 1e-6))
+        times = np.arange(wanted) / video.fps if wanted <= min(capped, total) else None
+        wanted = min(wanted, capped)
+    if total == 1:
+        return (0,) * TEMPORAL_PATCH
+    count = max(TEMPORAL_PATCH, min(wanted, total) // TEMPORAL_PATCH * TEMPORAL_PATCH)
+    if times is None:
+        times = np.linspace(starts_s[0], starts_s[-1], count)
+    return _nearest(starts_s, times[:count])
+
+
+def _nearest(starts_s: np.ndarray, times: np.ndarray) -> tuple[int, ...]:
+    """The frame nearest to each time, no frame twice; len(times) <= len(starts_s)."""
+    total, count = len(starts_s), len(times)
+    right = np.clip(np.searchsorted(starts_s, times), 1, total - 1)
+    # 1e-9: a tie in exact arithmetic takes the earlier frame, whatever the rounding of the container's time base
+    nearest = np.where(times - starts_s[right - 1] <= starts_s[right] - times + 1e-9, right - 1, right)
+    chosen, previous = [], -1
+    for position, index in enumerate(nearest.tolist()):
+        # Uneven times may name a frame twice: take the next one, but leave enough for those that follow.
+        index = min(max(index, previous + 1), total - (count - position))
+        chosen.append(index)
+        previous = index
+    return tuple(chosen)
+
+
+def decode_video(path: str | Path, video: Video) -> VideoFrames:
+    """Decode the frames that `video` asks for. Raises VideoError(path, reason); never returns other frames."""
+    return _decode(path, str(path), video)
+
+
+def decode_bytes(data: bytes, video: Video, *, name: str) -> VideoFrames:
+    """`decode_video` for a file held in memory (an archive's entry, an object); `name` stands in errors."""
+    return _decode(name, io.BytesIO(data), video)
+
+
+def _decode(name: str | Path, file: str | io.BytesIO, video: Video) -> VideoFrames:
+    import decord
+
+    decord.logging.set_level(decord.logging.FATAL)  # its reasons come back as exceptions
+    if isinstance(file, str):
+        _check_file(Path(file))
+    elif not file.getbuffer().nbytes:
+        raise VideoError(name, "is empty (0 bytes)")
+    try:
+        # One thread a reader: parallelism comes from worker processes, one video each.
+        reader = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1)
+        total = len(reader)
+    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        raise VideoError(name, f"cannot be opened as video: {_reason(error)}") from error
+    if total < 1:
+        raise VideoError(name, "has no video frames")
+    try:
+        spans = np.asarray(reader.get_frame_timestamp(np.arange(total)), dtype=np.float64).reshape(total, 2)
+    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        raise VideoError(name, f"has no readable timestamps: {_reason(error)}") from error
+    starts, duration = _timeline(name, spans)
+    indices = choose_frames(starts, duration, video)
+    unique = sorted(set(indices))
+    frames = _read(name, reader, unique, video)
+    if len(unique) != len(indices):
+        frames = np.concatenate([frames, frames[-1:].repeat(len(indices) - len(unique), axis=0)])
+    timestamps = starts[list(indices)]
+    return VideoFrames(frames, timestamps, indices, sampled_fps(timestamps, duration), duration, total)
+
+
+def sampled_fps(timestamps_s: np.ndarray, duration_s: float) -> float:
+    """Sampled frames per second: from their mean distance, or from the duration where all show one moment."""
+    spread = float(timestamps_s[-1] - timestamps_s[0])
+    if spread > 0:
+        return (len(timestamps_s) - 1) / spread
+    return len(timestamps_s) / duration_s if duration_s > 0 else float(len(timestamps_s))
+
+
+def _timeline(name: str | Path, spans: np.ndarray) -> tuple[np.ndarray, float]:
+    if not np.isfinite(spans).all():
+        raise VideoError(name, "has frames without a time; remux it, e.g. with ffmpeg -fflags +genpts")
+    starts = spans[:, 0] - spans[:, 0].min()
+    if (np.diff(starts) < 0).any():
+        raise VideoError(
+            name, "has frame times that run backwards; remux it, e.g. with ffmpeg -fflags +genpts"
+        )
+    return starts, float(max(spans[:, 1].max() - spans[:, 0].min(), starts[-1]))
+
+
+def _read(name: str | Path, reader: Any, indices: list[int], video: Video) -> np.ndarray:
+    import decord
+
+    scaled: list[np.ndarray] = []
+    size: tuple[int, int] | None = None
+    step, position = 1, 0
+    while position < len(indices):
+        try:
+            batch = reader.get_batch(indices[position : position + step]).asnumpy()
+        except (decord.DECORDError, RuntimeError, IndexError) as error:
+            where = f"frame {indices[position]}" if step == 1 else f"frames from {indices[position]}"
+            raise VideoError(name, f"{where} of {len(reader)} cannot be decoded: {_reason(error)}") from error
+        if size is None:
+            try:
+                size = fit_size(*batch.shape[1:3], max_pixels=video.max_pixels, min_pixels=video.min_pixels)
+            except ValueError as error:
+                raise VideoError(name, str(error)) from error
+        scaled.extend(resize(frame, size) for frame in batch)
+        position += step
+        step = max(1, DECODE_CHUNK_BYTES // batch[0].nbytes)
+    return np.stack(scaled)
+
+
+def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 -> (size, 3) uint8, bicubic with anti-aliasing; the frame itself when it fits already."""
+    if frame.shape[:2] == size:
+        return frame
+    from PIL import Image
+
+    image = Image.fromarray(frame)
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, reducing_gap=3.0))
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise VideoError(path, "no such file")
+    if not path.is_file():
+        raise VideoError(path, "is not a regular file")
+    if path.stat().st_size == 0:
+        raise VideoError(path, "is empty (0 bytes)")
+
+
+def _reason(error: BaseException) -> str:
+    """The first telling line of a decord error: what follows is a C++ stack."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text.split("Check failed:")[-1].strip()[:300]
