@@ -116,7 +116,8 @@ def _released(log_probs: Tensor, mask: Tensor, vocabulary: int) -> Tensor:
     log_probs.masked_fill_(~mask[:, :, None], -math.log(vocabulary))
     # A token that a logits mask forbids has log-probability -inf; the clip is the furthest this formula sees.
     log_probs.clamp_(min=torch.finfo(log_probs.dtype).min / (4 * log_probs.shape[1]))
-    difference = log_probs.mean(dim=1, keepdim=True).sub(log_probs).clamp_(-_RELEASED_CLIP, _RELEASED_CLIP)
+    mean = log_probs.mean(dim=1, keepdim=True)
+    difference = log_probs.neg_().add_(mean).clamp_(-_RELEASED_CLIP, _RELEASED_CLIP)
     return torch.expm1(difference).sub_(difference).sum(dim=(1, 2), dtype=torch.float64)
 
 
