@@ -1,0 +1,10 @@
+"""KFP components, one file each: at most 40 lines, deciding nothing; they call `appo.steps`."""
+
+from components.assemble import assemble
+from components.base_model import base_model
+from components.compare import compare
+from components.evaluate import evaluate
+from components.train import train
+from components.validate import plan_trainings, validate
+
+__all__ = ["assemble", "base_model", "compare", "evaluate", "plan_trainings", "train", "validate"]

@@ -1,0 +1,1 @@
+"""The graphs (one file each), and what runs, compiles, submits and schedules them."""

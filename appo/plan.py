@@ -1,0 +1,127 @@
+"""A resolved recipe and a storage root -> where each step of a run finds and leaves its files.
+
+Standard library and config only: the first step of every pipeline, the command line and the tests read it. Names
+carry a digest of just the settings that made the files, so that two runs share a set or a warm start exactly when
+they asked for the same one, and a changed setting never continues another setting's training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from appo.config import Perception, Recipe, RecipeError, load_recipe, parse_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One training of a comparison."""
+
+    algorithm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.algorithm}-seed{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Locations (folders or s3:// prefixes) of one run's files below its storage root."""
+
+    storage: str
+    data: str
+    base: str
+    trainings: str
+    evaluation: str
+    report: str
+
+    def training(self, training: Training) -> str:
+        return f"{self.trainings}/{training.name}"
+
+
+def resolve(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a shipped name, a path, or the text of a YAML or JSON mapping (what a pod is sent).
+
+    Raises RecipeError naming origin, key, value and remedy.
+    """
+    text = recipe.lstrip()
+    if text.startswith("{"):
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RecipeError(f"recipe given as text: is not valid JSON: {error}") from error
+        if not overrides:
+            return parse_recipe(json.dumps(values))
+        return load_text(json.dumps(values), overrides)
+    return load_text(recipe, overrides) if "\n" in text else load_recipe(recipe, overrides)
+
+
+def load_text(text: str, overrides: Sequence[str]) -> Recipe:
+    """A recipe given as YAML text, through the same door as a file."""
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        try:
+            return load_recipe(str(path), overrides)
+        except RecipeError as error:
+            raise RecipeError(str(error).replace(str(path), "recipe given as text")) from error
+
+
+def trainings(recipe: Recipe) -> list[Training]:
+    """Every algorithm with every seed; seeds outermost, so that two finished trainings are already a comparison."""
+    return [Training(algorithm, seed) for seed in recipe.training.seeds for algorithm in recipe.algorithms]
+
+
+def layout(recipe: Recipe, storage: str) -> Layout:
+    """Where the steps of this recipe leave their files below `storage`."""
+    root = storage.rstrip("/")
+    values = recipe.model_dump(mode="json")
+    data = {"data": _without(values["data"], "workers", "decode_timeout_s"), "video": values["video"]}
+    base = {"model": values["model"], "data": data}
+    training = {
+        **base,
+        "policy": _without(values["policy"], "algorithm"),
+        "perception": values["perception"],
+        "training": _without(values["training"], "seeds", "save_every"),
+    }
+    runs = f"{root}/{digest(training)}"
+    return Layout(
+        storage=root,
+        data=f"{root}/data-{digest(data)}",
+        base=f"{root}/base-{digest(base)}",
+        trainings=f"{runs}/train",
+        evaluation=f"{runs}/evaluation-{digest(values['evaluation'])}",
+        report=f"{runs}/report",
+    )
+
+
+def assembly_recipe(recipe: Recipe) -> Recipe:
+    """The recipe with everything at its default that assembly does not read: equal for runs that share a set."""
+    return Recipe(
+        name="assembly",
+        data=recipe.data,
+        video=recipe.video,
+        model=recipe.model.model_copy(update={"path": "-", "warm_start": None}),
+        perception=Perception(k2=1),
+    )
+
+
+def base_recipe(recipe: Recipe) -> Recipe:
+    """The same for the step that makes or names the weights that training starts from."""
+    return assembly_recipe(recipe).model_copy(update={"name": "base", "model": recipe.model})
+
+
+def digest(values: Any) -> str:
+    """First 10 hex digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _without(values: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}

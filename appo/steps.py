@@ -1,0 +1,187 @@
+"""What each step of a pipeline does, in terms of the library: plain arguments in, a `Done` out.
+
+The components call these and decide nothing; the command line calls them for single steps. A step computes in a
+folder of this machine (the storage root itself, or a scratch folder when storage is S3), then publishes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appo import plan
+from appo.config import Recipe, RecipeError
+from appo.folders import fetch_folder, local_folder, publish_folder
+from appo.plan import Training
+from appo.storage import write_atomic
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a finished step tells the next one.
+
+    location: folder or s3:// prefix of the whole result. metadata: shown beside the artifact, read by later steps.
+    metrics: numbers for the run's page. text: the artifact's own content (a summary, a card, a report).
+    """
+
+    location: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    text: str = ""
+    markdown: str = ""
+
+    def fill(self, artifact: Any) -> None:
+        """Hand over to a pipeline artifact (anything with `metadata` and `path`)."""
+        artifact.metadata.update({"location": self.location, **self.metadata})
+        Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(artifact.path).write_text(self.text, encoding="utf-8")
+
+
+def validate(recipe: str, overrides: Sequence[str]) -> Recipe:
+    """The first step: everything that can be refused without data or a GPU is refused here."""
+    resolved = plan.resolve(recipe, overrides)
+    repeated = [seed for seed in resolved.training.seeds if resolved.training.seeds.count(seed) > 1]
+    if repeated:
+        raise RecipeError(f"training.seeds: {repeated[0]} is given twice; a seed counts once")
+    if not resolved.training.seeds or not resolved.algorithms:
+        raise RecipeError("algorithms, training.seeds: name at least one of each")
+    print(
+        f"recipe {resolved.name} ({resolved.digest}): {', '.join(resolved.algorithms)} "
+        f"x seeds {', '.join(map(str, resolved.training.seeds))}"
+    )
+    return resolved
+
+
+def assemble(recipe: Recipe, storage: str) -> Done:
+    """Videos and questions -> the manifest that every later step reads."""
+    from appo.data.assemble import assemble as assemble_data
+
+    place = _Place(plan.layout(recipe, storage).data)
+    made = assemble_data(recipe, place.local)
+    place.publish()
+    counts = _counts(made.counts)
+    return Done(
+        location=place.of(made.manifest),
+        metadata={"rejects": place.of(made.rejects), **counts},
+        metrics={f"samples/{name}": float(count) for name, count in counts.items()},
+        text=Path(made.card).read_text(encoding="utf-8"),
+    )
+
+
+def base_model(recipe: Recipe, storage: str, *, manifest: str) -> Done:
+    """The weights that every training starts from: the recipe's checkpoint, or a warm start made here."""
+    if recipe.model.path is not None:
+        print(f"base model: {recipe.model.path}")
+        return Done(location=recipe.model.path, metadata={"made_here": False}, text=recipe.model.path)
+    from appo.training.warm_start import warm_start
+
+    place = _Place(plan.layout(recipe, storage).base)
+    if not (place.local / "summary.json").is_file():
+        summary = warm_start(recipe, _file(manifest), place.local)
+        write_atomic(place.local / "summary.json", json.dumps(summary, indent=2, default=str))
+        place.publish()
+    summary = json.loads((place.local / "summary.json").read_text(encoding="utf-8"))
+    return Done(
+        location=place.location,
+        metadata={"made_here": True},
+        metrics=_numbers(summary),
+        text=json.dumps(summary, indent=2),
+    )
+
+
+def train(recipe: Recipe, storage: str, training: Training, *, manifest: str, model: str) -> Done:
+    """One algorithm with one seed; continues from its newest whole checkpoint, and is not repeated when finished."""
+    from appo.training.run import train as run_training
+
+    place = _Place(plan.layout(recipe, storage).training(training))
+    run_training(
+        recipe,
+        algorithm=training.algorithm,
+        seed=training.seed,
+        manifest_path=_file(manifest),
+        model_path=_model(model),
+        out=place.local,
+    )
+    place.publish()
+    summary = json.loads((place.local / "summary.json").read_text(encoding="utf-8"))
+    return Done(
+        location=place.location,
+        metadata={"algorithm": training.algorithm, "seed": training.seed, "name": training.name},
+        metrics=_numbers(summary),
+        text=json.dumps(summary, indent=2),
+    )
+
+
+def evaluate(
+    recipe: Recipe, storage: str, *, manifest: str, base: str, runs: Sequence[Mapping[str, Any]]
+) -> Done:
+    """All checkpoints through one engine; predictions and scores kept item by item."""
+    from appo.evaluation.run import evaluate as run_evaluation
+
+    place = _Place(plan.layout(recipe, storage).evaluation)
+    checkpoints = {"warm_start": _model(base)} if recipe.evaluation.warm_start_too else {}
+    checkpoints |= {str(run["name"]): str(fetch_folder(str(run["location"])) / "checkpoint") for run in runs}
+    results = run_evaluation(recipe, checkpoints=checkpoints, manifest_path=_file(manifest), out=place.local)
+    place.publish()
+    scores = {
+        f"{name}/{benchmark}/accuracy": float(metrics["accuracy"])
+        for name, benchmarks in results.items()
+        for benchmark, metrics in benchmarks.items()
+        if "accuracy" in metrics
+    }
+    return Done(location=place.location, metrics=scores, text=json.dumps(results, indent=2, default=str))
+
+
+def compare(recipe: Recipe, storage: str, *, runs: Sequence[Mapping[str, Any]], evaluations: str) -> Done:
+    """Seeds -> means and deviations, ratios, plots, one page; printed, and logged to MLflow."""
+    from appo.reports.compare import compare as run_comparison
+
+    place = _Place(plan.layout(recipe, storage).report)
+    folders = [fetch_folder(str(run["location"])) for run in runs]
+    made = run_comparison(folders, fetch_folder(evaluations), place.local, recipe=recipe)
+    write_atomic(place.local / "table.txt", made.table)
+    place.publish()
+    print(f"{made.table}\nreport: {place.of(Path(made.html))}")
+    return Done(
+        location=place.of(Path(made.html)),
+        text=Path(made.html).read_text(encoding="utf-8"),
+        markdown=Path(made.markdown).read_text(encoding="utf-8"),
+    )
+
+
+class _Place:
+    """Where a step writes: the location itself, or a scratch folder that is published to it (S3)."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.local = local_folder(location)
+
+    def of(self, path: Path) -> str:
+        """The published name of a file below `local`."""
+        return f"{self.location}/{Path(path).relative_to(self.local).as_posix()}"
+
+    def publish(self) -> None:
+        publish_folder(self.local, self.location)
+
+
+def _file(location: str) -> Path:
+    """A file that an earlier step left, with the folder around it."""
+    folder, _, name = location.rpartition("/")
+    return fetch_folder(folder) / name
+
+
+def _model(location: str) -> str:
+    """A checkpoint's folder; a hub name is left to transformers."""
+    return str(fetch_folder(location)) if location.startswith("s3://") else location
+
+
+def _numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+    """What a run's page can show: the numbers, not the texts and flags."""
+    return {k: float(v) for k, v in summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def _counts(counts: Mapping[str, Any]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if isinstance(count, int)}
