@@ -44,7 +44,7 @@ def encode(model: Any, kind: str, pixels: Tensor, grid_thw: Tensor) -> list[Tens
 
 def _accepting(original: Any, base: Any, kind: str) -> Any:
     def get_features(pixels: Tensor, grid_thw: Tensor, vision_is_encoded: bool = False, **kwargs: Any) -> Any:
-        for name in ("packed", "frame_probe"):  # meant for the text layers
+        for name in ("packed", "frame_probe", "scored"):  # meant for the text layers
             kwargs.pop(name, None)
         if not vision_is_encoded:
             return original(pixels, grid_thw, **kwargs)

@@ -77,6 +77,7 @@ class FrameProbe:
     chunk_mib: int = 64
     plain: PlainRows | None = None
     closed: bool = False
+    hidden: Tensor | None = None  # last hidden states of the rows read, left here by the forward pass
     _sums: dict[int, Tensor] = field(default_factory=dict)
     _seen: dict[int, set[int]] = field(default_factory=dict)
 

@@ -1,0 +1,197 @@
+"""APPO's place in a training step: what was read in a forward pass -> advantages scaled token by token.
+
+Where the attention is read depends on what runs anyway. On-policy, with whole groups in a micro-batch, the update's own
+forward pass has the same weights as the rollout, so attention and hidden states are read there and nothing extra
+runs. When a scoring pass happens before the update (vLLM's importance-sampling correction, generations used for
+several updates), it is read there. Only when a group is split over devices or micro-batches and no such pass exists,
+one pass without gradient is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from appo.config import Recipe
+from appo.perception import PerceptionWeights, perception_weights_from_hidden
+from appo.training.scoring import Scores
+
+
+class Perceiver:
+    """Computes perception weights and scales advantages with them. layers: decoder layers that are read."""
+
+    def __init__(self, recipe: Recipe, layers: tuple[int, ...]):
+        self.recipe, self.layers = recipe, layers
+        self.where = "update"
+        self._read: dict[int, tuple[Tensor, Tensor]] = {}  # row -> attention (N, T), hidden (N, H)
+
+    def attach(self, trainer: Any) -> None:
+        """Decide where to read, once the trainer knows its batch layout."""
+        args = trainer.args
+        every = args.steps_per_generation * trainer.num_iterations
+        scored_anyway = args.gradient_accumulation_steps % every != 0 or (
+            trainer.use_vllm and trainer.vllm_importance_sampling_correction
+        )
+        whole = args.per_device_train_batch_size % trainer.num_generations == 0
+        self.where = "update" if whole and not scored_anyway else "scoring"
+        self.extra_pass = self.where == "scoring" and not scored_anyway
+
+    def reads(self, *, in_loss: bool, model: Any, trainer: Any) -> bool:
+        """Whether this forward pass should carry the probe."""
+        if model is trainer.ref_model or not trainer.model.training:
+            return False
+        return in_loss == (self.where == "update")
+
+    def collect(self, trainer: Any, rows: Sequence[int], parts: Sequence[Scores], *, in_loss: bool) -> None:
+        """Keep what a pass read; in the loss, scale its advantages at once."""
+        attention = torch.cat([_widened(part.attention, parts) for part in parts])
+        hidden = torch.cat([part.hidden for part in parts])
+        for place, row in enumerate(rows):
+            self._read[row] = (attention[place], hidden[place])
+        if in_loss:
+            inputs = trainer._loss_inputs
+            weights = self._weights(trainer, rows, inputs["completion_ids"].size(1))
+            inputs["advantages"] = _per_token(inputs["advantages"]) * weights
+            self._read.clear()
+
+    def after_rollouts(self, trainer: Any, output: dict[str, Any]) -> None:
+        """Scale the advantages of a generation batch, where the update is not the place to do it."""
+        if self.where == "update" or not trainer.model.training:
+            return
+        num_tokens = output["completion_ids"].size(1)
+        rows = list(range(len(trainer.rollouts.prompts)))
+        if not self._read:
+            with torch.no_grad(), trainer.phases("attention"):
+                chunks = trainer._chunks(rows, trainer.args.per_device_train_batch_size)
+                parts = [trainer.score_rows(trainer.model, c, num_tokens, reading=True) for c in chunks]
+            self.collect(trainer, [row for c in chunks for row in c], parts, in_loss=False)
+        weights = self._weights(trainer, rows, num_tokens)
+        output["advantages"] = _per_token(output["advantages"]) * weights
+        self._read.clear()
+
+    def _weights(self, trainer: Any, rows: Sequence[int], num_tokens: int) -> Tensor:
+        """(len(rows), num_tokens) weights of local rows; their groups are completed from other devices if split."""
+        with torch.no_grad(), trainer.phases("weights"):
+            local = self._local(trainer, rows, num_tokens)
+            size = trainer.num_generations
+            split = len(rows) % size != 0 or any(
+                len({trainer.rollouts.groups[r] for r in rows[i : i + size]}) > 1 for i in range(0, len(rows), size)
+            )
+            view = _gathered(trainer.accelerator, local) if split else local
+            head = whole_head(trainer._policy())
+            found = [
+                group_weights(_slice(view, start, size), self.recipe, *head)
+                for start in range(0, len(view["lengths"]), size)
+            ]
+            weights = torch.cat([one.weights for one in found])
+            if split:
+                first = trainer.accelerator.process_index * len(rows)
+                weights = weights[first : first + len(rows)]
+            self._log(trainer, found)
+            return weights[:, :num_tokens]
+
+    def _local(self, trainer: Any, rows: Sequence[int], num_tokens: int) -> dict[str, Tensor]:
+        rollouts, device = trainer.rollouts, trainer.accelerator.device
+        frames = max(self._read[r][0].shape[-1] for r in rows)
+        attention = torch.zeros(len(rows), num_tokens, frames, device=device)
+        for place, row in enumerate(rows):
+            read = self._read[row][0]
+            attention[place, :, : read.shape[-1]] = read
+        return {
+            "attention": attention,
+            "hidden": torch.stack([self._read[r][1] for r in rows]),
+            "lengths": torch.tensor([rollouts.lengths[r] for r in rows], device=device),
+            "accuracy": rollouts.rewards["accuracy"][list(rows)].to(device),
+            "frames": torch.tensor([rollouts.prompts[r].num_frames for r in rows], device=device),
+        }
+
+    def _log(self, trainer: Any, found: Sequence[PerceptionWeights]) -> None:
+        rows = torch.tensor(
+            [[len(w.frames), w.perception_share, float(w.degenerate), _overlap(w)] for w in found],
+            device=trainer.accelerator.device,
+        )
+        means = trainer.accelerator.gather(rows.float().mean(dim=0, keepdim=True)).mean(dim=0).tolist()
+        metrics = trainer._metrics["train"]
+        for name, value in zip(("crucial_frames", "perception_share", "degenerate_share", "overlap"), means, strict=True):
+            metrics[f"appo/{name}"].append(value)
+        weights = torch.cat([w.weights.flatten() for w in found])
+        metrics["appo/weight_mean"].append(float(weights.mean()))
+        metrics["appo/weight_max"].append(float(weights.max()))
+
+
+def group_weights(
+    view: dict[str, Tensor], recipe: Recipe, head_weight: Tensor, head_bias: Tensor | None
+) -> PerceptionWeights:
+    """Perception weights of one group. view: attention (G, N, T), hidden (G, N, H), lengths, accuracy, frames (G,)."""
+    settings = recipe.perception
+    frames = int(view["frames"].max())
+    return perception_weights_from_hidden(
+        view["attention"][..., :frames],
+        view["lengths"],
+        view["accuracy"],
+        view["hidden"],
+        head_weight,
+        head_bias,
+        k1=settings.k1,
+        k2=settings.k2,
+        k3=settings.k3,
+        max_weight=settings.max_weight,
+        tau=settings.tau,
+        strategy=settings.strategy,
+        fallback=settings.fallback,
+        divergence=settings.divergence,
+        temperature=recipe.policy.temperature,
+    )
+
+
+def layers_to_read(recipe: Recipe, model: Any) -> tuple[int, ...]:
+    """Decoder layers whose attention is read. Raises ValueError for a layer the model does not have."""
+    depth = model.config.get_text_config().num_hidden_layers
+    if recipe.perception.layers == "last3":
+        return tuple(range(max(0, depth - 3), depth))
+    chosen = tuple(layer % depth if -depth <= layer < 0 else layer for layer in recipe.perception.layers)
+    if wrong := [layer for layer in chosen if not 0 <= layer < depth]:
+        raise ValueError(f"perception.layers={list(recipe.perception.layers)}: the model has {depth} layers, not {wrong[0]}")
+    return chosen
+
+
+def whole_head(model: Any) -> tuple[Tensor, Tensor | None]:
+    """The output embedding, whole: FSDP2 keeps it sharded outside of a forward pass."""
+    head = model.get_output_embeddings()
+    weight, bias = head.weight, getattr(head, "bias", None)
+    if hasattr(weight, "full_tensor"):
+        weight = weight.full_tensor()
+        bias = None if bias is None else bias.full_tensor()
+    return weight.detach(), None if bias is None else bias.detach()
+
+
+def _gathered(accelerator: Any, local: dict[str, Tensor]) -> dict[str, Tensor]:
+    padded = dict(local)
+    for name in ("attention", "hidden"):
+        padded[name] = accelerator.pad_across_processes(padded[name], dim=1)
+    padded["attention"] = accelerator.pad_across_processes(padded["attention"], dim=2)
+    return {name: accelerator.gather(tensor.contiguous()) for name, tensor in padded.items()}
+
+
+def _slice(view: dict[str, Tensor], start: int, size: int) -> dict[str, Tensor]:
+    return {name: tensor[start : start + size] for name, tensor in view.items()}
+
+
+def _widened(attention: Tensor, parts: Sequence[Scores]) -> Tensor:
+    """Pad the frame dimension to the widest part's: chunks of a batch may hold shorter videos only."""
+    frames = max(part.attention.shape[-1] for part in parts)
+    return torch.nn.functional.pad(attention, (0, frames - attention.shape[-1]))
+
+
+def _per_token(advantages: Tensor) -> Tensor:
+    return advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
+
+
+def _overlap(found: PerceptionWeights) -> float:
+    """Share of frames that right and wrong completions both look at, among those that either does."""
+    right = {frame for i in found.right for frame in found.psi[i]}
+    wrong = {frame for i in found.wrong for frame in found.psi[i]}
+    return len(right & wrong) / len(right | wrong) if right | wrong else 0.0

@@ -1,0 +1,42 @@
+"""Where a step's seconds go: rollout, scoring, attention, weights, rewards, update."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Phases:
+    """Adds up wall seconds by phase; phases may nest, an inner one's time is taken out of the outer one's."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._inner: list[float] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self._inner.append(0.0)
+        start = _now()
+        try:
+            yield
+        finally:
+            elapsed = _now() - start
+            self._seconds[name] += elapsed - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += elapsed
+
+    def take(self) -> dict[str, float]:
+        """Seconds since the last call, by phase name; starts again from zero."""
+        taken, self._seconds = dict(self._seconds), defaultdict(float)
+        return taken
+
+
+def _now() -> float:
+    # Device work is queued: without waiting, its time would be billed to whoever waits next.
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,120 @@
+"""A training as it goes -> metrics.jsonl, a progress bar, whole checkpoints, and a clean stop on SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+MARKER = "COMPLETE"
+
+
+class StepRecorder(TrainerCallback):
+    """One line per step in metrics.jsonl, the same to the tracker, and the progress bar."""
+
+    def __init__(self, path: Path, *, prompts_per_step: int, tracker: Any = None, progress: str | None = None):
+        self.path, self.prompts, self.tracker = path, prompts_per_step, tracker
+        self.label, self._bar, self._began, self._seconds = progress, None, 0.0, 0.0
+        self.history: list[dict[str, Any]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.history = _kept_lines(self.path, state.global_step)
+        if self.label is not None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._seconds = time.perf_counter() - self._began
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        line = {"step": state.global_step, **{k: v for k, v in logs.items() if k != "total_flos"}}
+        line |= {"step_s": self._seconds, "samples_per_second": self.prompts / self._seconds}
+        if "completions/mean_length" in logs:
+            rows = self.prompts * args.num_generations
+            line["tokens_per_second"] = rows * logs["completions/mean_length"] / self._seconds
+        self.history.append(line)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.tracker is not None:
+            numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
+            self.tracker.log_metrics(numbers, step=state.global_step)
+        if self._bar is not None:
+            self._bar.set_postfix(reward=f"{logs.get('reward', 0):.2f}", refresh=False)
+            self._bar.update(1)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class WholeCheckpoints(TrainerCallback):
+    """A checkpoint counts once its marker is written, last; what a crash left half-written is never resumed from."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            from appo.storage import write_atomic
+
+            write_atomic(folder / MARKER, f"{state.global_step}\n")
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM (spot reclaim, node drain): finish the step, save, stop. `stopped` tells the caller to exit for a retry."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        try:
+            signal.signal(signal.SIGTERM, self._stop)
+        except ValueError:  # not the main thread: whoever owns it handles signals
+            pass
+
+    def _stop(self, *_: Any) -> None:
+        self.stopped = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.stopped:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint with the most steps; half-written ones are removed."""
+    whole: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / MARKER).exists():
+            whole.append((int(path.name.rsplit("-", 1)[1]), path))
+        else:
+            shutil.rmtree(path)
+    return max(whole)[1] if whole else None
+
+
+def _kept_lines(path: Path, step: int) -> list[dict[str, Any]]:
+    """Lines up to the step that training resumes from; later ones are dropped from the file, to be made again."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # the line a crash cut off
+            break
+        if line["step"] <= step:
+            lines.append(line)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, path)
+    return lines

@@ -1,0 +1,246 @@
+"""TRL's GRPOTrainer with videos: rows find their prompt, groups share it, APPO's weights scale the advantages.
+
+Only wiring. Overridden hooks, each the narrowest that does it:
+`_tokenize_prompts` (prompts come from the store), `_generate_single_turn` (one prefill per group), `_calculate_rewards`
+(remembered by name), `_get_per_token_logps_and_entropies` (packed scoring and the frame probe), `_compute_loss`
+(says which rows the loss is about), `_prepare_inputs` (whole groups to a micro-batch), `_get_train_sampler` (resumable),
+`_generate_and_score_completions` (weights, streams, refill). TRL's 600-line method and its losses run as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
+
+from appo.config import Recipe
+from appo.modeling import loading
+from appo.modeling.inputs import PromptInputs
+from appo.policy import PolicySettings
+from appo.training.perceiving import Perceiver
+from appo.training.phases import Phases
+from appo.training.rollouts import generate_groups, placeholder_tokens
+from appo.training.sampler import EpochRepeatSampler
+from appo.training.scoring import Row, Scores, score
+from appo.training.store import PromptStore
+
+
+@dataclass
+class Rollouts:
+    """What TRL's batch dictionary has no place for, by row of the generation batch of this process."""
+
+    prompts: list[PromptInputs]
+    groups: list[int]
+    lengths: list[int] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    rewards: dict[str, Tensor] = field(default_factory=dict)  # name -> (B,), NaN where there is none
+
+
+class VideoGRPOTrainer(GRPOTrainer):
+    """GRPO and DAPO on videos; with `perceiver`, APPO (algorithm section 3.2 of the paper)."""
+
+    def __init__(
+        self,
+        *args: Any,
+        recipe: Recipe,
+        settings: PolicySettings,
+        store: PromptStore,
+        perceiver: Perceiver | None = None,
+        **kwargs: Any,
+    ):
+        self.recipe, self.settings, self.store, self.perceiver = recipe, settings, store, perceiver
+        self.phases = Phases()
+        self.rollouts: Rollouts | None = None
+        self._rows: list[int] | None = None
+        self._loss_inputs: dict[str, Any] | None = None
+        super().__init__(*args, **kwargs)
+        if not self.use_vllm:
+            # TRL rules out image tokens only; a sampled video token would stand for features that do not exist.
+            self.generation_config.suppress_tokens = placeholder_tokens(self._policy())
+        if self.ref_model is not None:
+            loading.prepare(self.accelerator.unwrap_model(self.ref_model))
+        if perceiver is not None:
+            perceiver.attach(self)
+
+    # Data -----------------------------------------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["prompt", "sample_id"]
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
+        return EpochRepeatSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            seed=self.args.seed,
+        )
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's, but rows are not shuffled before they are split: a group stays in one micro-batch.
+
+        Gradients of one optimizer step are a sum over its micro-batches, so their order carries no meaning.
+        """
+        if not self.model.training:
+            return self._generate_and_score_completions(generation_batch)
+        every = self.args.steps_per_generation * self.num_iterations
+        if self._step % every == 0 or self._buffered_inputs is None:
+            batch = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_tensor_dict(batch, self.args.steps_per_generation)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    # Rollouts -------------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        first = self.accelerator.process_index * len(inputs)
+        self.rollouts = Rollouts(
+            prompts=[self.store.get(row["sample_id"], self._policy()) for row in inputs],
+            groups=[(first + place) // self.num_generations for place in range(len(inputs))],
+        )
+        self._rows = list(range(len(inputs)))
+        output = super()._generate_and_score_completions(inputs)
+        output["row"] = torch.arange(len(inputs), device=output["advantages"].device)
+        if self.perceiver is not None:
+            self.perceiver.after_rollouts(self, output)
+        return output
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [prompt.ids.tolist() for prompt in self.rollouts.prompts], None, {}
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, **_: Any
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        with self.phases("rollout"):
+            completions, logps = self._roll_out(num_generations)
+        self.rollouts.tokens = [torch.tensor(ids) for ids in completions]
+        self.rollouts.lengths = [len(ids) for ids in completions]
+        return completions, logps
+
+    def _roll_out(self, num_generations: int) -> tuple[list[list[int]], list[list[float]] | None]:
+        from trl.models import unwrap_model_for_generation
+
+        prompts, sizes = _runs(self.rollouts.prompts, self.rollouts.groups)
+        if len(set(sizes)) != 1:
+            raise ValueError(
+                f"rollouts: this process holds parts of groups of sizes {sizes}; make the completions of a step and "
+                "process a multiple of policy.num_generations, or divide it evenly"
+            )
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                generation_kwargs=self.generation_kwargs,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            return generate_groups(
+                model,
+                prompts,
+                sizes[0],
+                generation_config=self.generation_config,
+                pad_token_id=self._tokenizer.pad_token_id,
+                device=self.accelerator.device,
+            ), None
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        with self.phases("rewards"):
+            gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        first = self.accelerator.process_index * len(prompts)
+        local = gathered[first : first + len(prompts)]
+        self.rollouts.rewards = {name: local[:, i] for i, name in enumerate(self.reward_func_names)}
+        self.rollouts.texts = [completion[0]["content"] for completion in completions]
+        return gathered
+
+    # Scoring and loss -----------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._rows = inputs["row"].tolist()
+        self._loss_inputs = dict(inputs)  # the perceiver may scale its advantages before TRL reads them
+        try:
+            with self.phases("update"):
+                return super()._compute_loss(model, self._loss_inputs)
+        finally:
+            self._rows = self._loss_inputs = None
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.phases("update"):
+            return super().training_step(*args, **kwargs)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        in_loss = self._loss_inputs is not None
+        reading = self.perceiver is not None and self.perceiver.reads(in_loss=in_loss, model=model, trainer=self)
+        phase = "update" if in_loss else "scoring"
+        with self.phases(phase):
+            parts = [
+                self.score_rows(model, rows, logits_to_keep, reading=reading)
+                for rows in self._chunks(self._rows, batch_size or len(self._rows))
+            ]
+        if reading:
+            self.perceiver.collect(self, self._rows, parts, in_loss=in_loss)
+        logps = torch.cat([part.logps for part in parts])
+        entropy = torch.cat([part.entropy for part in parts]) if compute_entropy else None
+        return logps, entropy, None
+
+    def score_rows(self, model: Any, rows: list[int], num_tokens: int, *, reading: bool) -> Scores:
+        """One forward pass over some rows of the generation batch."""
+        rollouts = self.rollouts
+        with self.accelerator.autocast():
+            return score(
+                model,
+                [Row(rollouts.prompts[r], rollouts.groups[r], rollouts.tokens[r]) for r in rows],
+                num_tokens,
+                shared_prefix=self.recipe.training.shared_prefix,
+                pad_token_id=self._tokenizer.pad_token_id,
+                device=self.accelerator.device,
+                probe_layers=self.perceiver.layers if reading else None,
+                probe_chunk_mib=self.recipe.perception.probe_chunk_mib,
+            )
+
+    def _chunks(self, rows: list[int], size: int) -> list[list[int]]:
+        """At most `size` rows each, cut between groups where the size allows it."""
+        chunks: list[list[int]] = [[]]
+        for group in _split_by(rows, [self.rollouts.groups[r] for r in rows]):
+            if len(chunks[-1]) + len(group) > size and chunks[-1]:
+                chunks.append([])
+            chunks[-1].extend(group)
+        return chunks
+
+    def _policy(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            for name, seconds in self.phases.take().items():
+                self._metrics["train"][f"phase/{name}_s"].append(seconds)
+        super().log(logs, start_time)
+
+
+def _split_by(values: list[int], keys: list[int]) -> list[list[int]]:
+    runs: dict[int, list[int]] = {}
+    for value, key in zip(values, keys, strict=True):
+        runs.setdefault(key, []).append(value)
+    return list(runs.values())
+
+
+def _runs(prompts: list[PromptInputs], groups: list[int]) -> tuple[list[PromptInputs], list[int]]:
+    """The prompt of each group in this process, and how many of its completions this process draws."""
+    runs = _split_by(list(range(len(prompts))), groups)
+    return [prompts[run[0]] for run in runs], [len(run) for run in runs]
