@@ -1,7 +1,7 @@
 """Paths and `s3://` URIs -> bytes, whole and verified.
 
-The one door to files that other steps, pods or runs read. What is written appears under its final name only when
-it is complete: temporary name, fsync, rename (local) or one multipart upload with checksums (S3, see
+The one door to files that other steps, pods or runs read. What is written appears under its final name only
+when it is complete: temporary name, fsync, rename (local) or one multipart upload with checksums (S3, see
 `appo.objectstore`). Names that come out of records or archives are checked here before they touch a disk.
 """
 
@@ -33,8 +33,8 @@ def is_s3(uri: str | Path) -> bool:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` (text as UTF-8) so that `path` holds either what it held before or all of it.
 
-    Creates the parent folders. Survives a crash at any point: temporary name beside it, fsync, rename, fsync of
-    the folder.
+    Creates the parent folders. Survives a crash at any point: temporary name beside it, fsync, rename, fsync
+    of the folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,8 @@ def safe_relative(name: str) -> str:
 
 
 def inside(root: Path, name: str) -> Path:
-    """`root/name` when that lies inside `root` even after symbolic links are followed; the file need not exist.
+    """`root/name` when that lies inside `root` even after symbolic links are followed; the file need not
+    exist.
 
     Raises UnsafePath otherwise.
     """
@@ -126,7 +127,7 @@ def open_binary(uri: str | Path) -> BinaryIO:
 
 
 def read_bytes(uri: str | Path) -> bytes:
-    """The whole of a local file or object."""
+    """The whole of a local file or object; an object's checksum is verified."""
     with open_binary(uri) as stream:
         return stream.read()
 
@@ -142,12 +143,19 @@ def write(uri: str | Path, data: bytes | str) -> None:
 
 
 def fetch(uri: str | Path, target: Path) -> Path:
-    """A local copy of `uri` at `target`, whole or not at all; a local path is copied, an object downloaded."""
+    """A verified local copy of `uri` at `target`, whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:80]}.", suffix=".tmp", dir=target.parent)
     try:
-        with os.fdopen(handle, "wb") as file, open_binary(uri) as stream:
-            shutil.copyfileobj(stream, file, READ_CHUNK)
+        with os.fdopen(handle, "wb") as file:
+            if is_s3(uri):
+                from appo.objectstore import download
+
+                download(str(uri), file)
+            else:
+                with open_binary(uri) as stream:
+                    shutil.copyfileobj(stream, file, READ_CHUNK)
+        os.chmod(temporary, 0o644)
         move_into_place(Path(temporary), target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

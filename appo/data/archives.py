@@ -1,7 +1,7 @@
 """Zip and tar archives, local or in S3 -> single entries, read in place.
 
-Only the directory of an archive and the bytes of the entries asked for are read, by seek or ranged request: an
-archive of hundreds of GB is never unpacked or downloaded. Publishers' videos are stored in zips (plain or
+Only the directory of an archive and the bytes of the entries asked for are read, by seek or ranged request:
+an archive of hundreds of GB is never unpacked or downloaded. Publishers' videos are stored in zips (plain or
 deflated) and uncompressed tars; a compressed tar has no directory and cannot be read so.
 """
 
@@ -23,7 +23,7 @@ _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of an archive. offset: of its local header (zip) or of its data (tar); size: bytes unpacked."""
+    """One file of an archive. offset: of its local header (zip) or its data (tar); size: bytes unpacked."""
 
     archive: str
     name: str
@@ -45,8 +45,8 @@ def is_archive(uri: str) -> bool:
 def list_entries(archive: str) -> Iterator[Entry]:
     """The regular files of an archive.
 
-    Raises StorageError for a broken or compressed archive, UnsafePath for an entry that would leave it (absolute,
-    `..`) or that is a link: such an archive was not made by the publisher.
+    Raises StorageError for a broken or compressed archive, UnsafePath for an entry that would leave it
+    (absolute, `..`) or that is a link: such an archive was not made by the publisher.
     """
     if archive.lower().endswith(COMPRESSED_TARS):
         raise StorageError(

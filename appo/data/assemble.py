@@ -1,8 +1,9 @@
-"""A recipe -> the manifest, the frame shards, the rejects and the data card: the first step of every pipeline.
+"""A recipe -> the manifest, the frame shards, the rejects and the data card: the first step of every
+pipeline.
 
-source rows -> subset and splits -> every video decoded once -> samples whose files are good -> manifest. A sample
-that cannot be used is left out with its reason, never replaced; above `data.max_reject_rate` the step stops.
-Running it again goes on where it was stopped, and gives the same bytes.
+source rows -> subset and splits -> every video decoded once -> samples whose files are good -> manifest. A
+sample that cannot be used is left out with its reason, never replaced; above `data.max_reject_rate` the step
+stops. Running it again goes on where it was stopped, and gives the same bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from appo.storage import is_s3, write_atomic
 
 
 class DataQualityError(ValueError):
-    """More was rejected than the recipe allows; the message gives numbers, the commonest reasons and the file."""
+    """More was rejected than the recipe allows; the message gives numbers, the commonest reasons and the
+    file.
+    """
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ def assemble(recipe: Recipe, out: Path, *, progress: bool = True) -> Assembled:
     """Assemble the recipe's data into the folder `out`.
 
     Raises DataQualityError when too much is rejected, QuotaError when a source is short, SampleError or
-    StorageError when the annotations cannot be read. `out` may be used again after any of them, or after a kill.
+    StorageError when the annotations cannot be read. `out` may be used again after any of them, or after a
+    kill.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -135,7 +139,9 @@ def _decode(
 
 
 def shard_place(recipe: Recipe, out: Path) -> tuple[str | None, Path]:
-    """Where the shards of this recipe's settings go (None without a cache), and the local folder of the journal."""
+    """Where the shards of this recipe's settings go (None without a cache), and the local folder of the
+    journal.
+    """
     key = settings_key(recipe.video, recipe.data)
     beside = out / "frames" / key
     if recipe.data.cache == "none":

@@ -1,4 +1,4 @@
-"""A manifest -> the data card, one HTML file for people: composition, lengths, samples with frames, rejects."""
+"""A manifest -> the data card, one HTML file: composition, lengths, samples with frames, rejects."""
 
 from __future__ import annotations
 
@@ -85,12 +85,13 @@ def _histogram(samples: Sequence[VideoSample]) -> str:
         tall = 120 * counts[index] / tallest
         bars.append(
             f'<rect x="{index * 30}" y="{120 - tall:.1f}" width="28" height="{tall:.1f}" fill="#4a6fa5">'
-            f"<title>{index * width:.1f} to {(index + 1) * width:.1f} s: {counts[index]} videos</title></rect>"
+            f"<title>{index * width:.1f} to {(index + 1) * width:.1f} s: {counts[index]}</title></rect>"
         )
     middle = lengths[len(lengths) // 2]
     return (
-        f'<svg viewBox="0 0 600 140" width="600" role="img" aria-label="Histogram of video lengths">{"".join(bars)}'
-        f'<text x="0" y="136" font-size="12">0 s</text>'
+        '<svg viewBox="0 0 600 140" width="600" role="img" aria-label="Histogram of video lengths">'
+        f"{''.join(bars)}"
+        '<text x="0" y="136" font-size="12">0 s</text>'
         f'<text x="600" y="136" font-size="12" text-anchor="end">{lengths[-1]:.1f} s</text></svg>'
         f"<p class=quiet>{len(lengths):,} videos; shortest {lengths[0]:.1f} s, median {middle:.1f} s, "
         f"longest {lengths[-1]:.1f} s</p>"

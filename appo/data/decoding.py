@@ -1,8 +1,8 @@
 """Chosen samples -> the frames of their videos and images, decoded once, into shards.
 
-The long part of assembly. Each file is read, hashed and decoded by a worker; rows are committed in the order of
-the plan, shard by shard, and a journal tells an interrupted run what is done. Because the order of commits is that
-of the plan, an interrupted and resumed run writes the same shards as one that was never interrupted.
+The long part of assembly. Each file is read, hashed and decoded by a worker; rows are committed in the order
+of the plan, shard by shard, and a journal tells an interrupted run what is done. Because the order of commits
+is that of the plan, an interrupted and resumed run writes the same shards as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def decode_all(
 ) -> None:
     """Decode every item once and call `done` for each, in order.
 
-    place: folder or s3:// URI of the shards, None to check that everything decodes without keeping the frames.
-    journal: appended to; with it, a run that was stopped goes on where the last shard ended.
+    place: folder or s3:// URI of the shards, None to check that everything decodes without keeping the
+    frames. journal: appended to; with it, a run that was stopped goes on where the last shard ended.
     """
     finished = _read_journal(journal)
     stored = stored_keys(place) if place is not None else set()
@@ -168,7 +168,9 @@ def _journal_key(item: Item, medium: Medium) -> str:
 
 
 def _read_journal(path: Path) -> dict[str, Decoded]:
-    """What earlier runs finished; a last line that was cut off by a kill is passed over, its work is done again."""
+    """What earlier runs finished; a last line that was cut off by a kill is passed over, its work is done
+    again.
+    """
     found: dict[str, Decoded] = {}
     if not path.is_file():
         return found

@@ -1,7 +1,8 @@
 """A sample -> its frames: from shards, or by decoding its video now.
 
 The seam that training and evaluation read through. Shards were written by `appo.data.assemble`; a recipe with
-`data.cache: none` decodes on the fly with the very same sampling. A source may be copied to data-loader workers.
+`data.cache: none` decodes on the fly with the very same sampling. A source may be copied to data-loader
+workers.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ class FrameSource(Protocol):
         ...
 
     def image(self, sample: VideoSample) -> Image | None:
-        """The image that stands beside the video in the prompt, scaled to the pixel budget; None without one."""
+        """The image beside the video in the prompt, scaled to the pixel budget; None without one."""
         ...
 
 
 def open_frames(manifest: Manifest, recipe: Recipe) -> FrameSource:
     """Shards when the manifest names some, else decoding on the fly.
 
-    Raises ManifestError when the recipe samples otherwise than the manifest was assembled: training and evaluation
-    would see other frames than they say.
+    Raises ManifestError when the recipe samples otherwise than the manifest was assembled: training and
+    evaluation would see other frames than they say.
     """
     settings = recipe.video.model_dump(mode="json")
     assembled = manifest.header.get("video")
@@ -78,7 +79,9 @@ class DecodedFrames:
 
 
 class ShardFrames:
-    """Reads the rows of one settings folder, local or S3; the folder is listed once, rows are read when asked for."""
+    """Reads the rows of one settings folder, local or S3; the folder is listed once, rows are read when asked
+    for.
+    """
 
     def __init__(self, place: str):
         self._place = place

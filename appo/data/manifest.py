@@ -1,8 +1,8 @@
 """Samples <-> the manifest: one JSONL file that every later step starts from.
 
-The first line is the header, each further line one `VideoSample`. Keys and lines have a fixed order and nothing in
-it depends on clocks, machines or the order of work, so equal inputs give equal bytes, and its SHA-256 names the
-data in MLflow and in Kubeflow's cache.
+The first line is the header, each further line one `VideoSample`. Keys and lines have a fixed order and
+nothing in it depends on clocks, machines or the order of work, so equal inputs give equal bytes, and its
+SHA-256 names the data in MLflow and in Kubeflow's cache.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Manifest:
     digest: str
 
     def split(self, name: str) -> list[VideoSample]:
-        """The samples of one split, in manifest order. Raises ManifestError for a split that does not exist."""
+        """The samples of one split, in manifest order. Raises ManifestError for an unknown split."""
         if name not in SPLITS:
             raise ManifestError(f"split {name!r}: must be one of {', '.join(SPLITS)}")
         return [sample for sample in self.samples if sample.split == name]
@@ -61,14 +61,16 @@ class Manifest:
 
 
 def resolve(manifest_path: Path, place: str) -> str:
-    """A header's path as an absolute one: relative paths start at the manifest's folder, URIs stay as they are."""
+    """A header's path as an absolute one: relative paths start at the manifest's folder, URIs stay as they
+    are.
+    """
     if is_s3(place):
         return place
     return str(Path(os.path.abspath(manifest_path.parent / place)))
 
 
 def relative_place(place: str | Path, folder: Path) -> str:
-    """How `place` is written into a manifest in `folder`: relative when it lies below, so that both can move."""
+    """How `place` is written into a manifest in `folder`: relative when it lies below, so both can move."""
     if is_s3(place):
         return str(place)
     absolute, base = os.path.abspath(place), os.path.abspath(folder)

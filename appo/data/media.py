@@ -1,8 +1,9 @@
 """A sample's path and the data root -> the bytes of its video or image, wherever they lie.
 
-The root is a folder, one archive, or an S3 prefix or archive. Publishers ship folders of zips next to one another
-(`STAR/STAR_part1.zip` holds what the records call `./STAR/...`): a path that is no file below the root is looked
-up in the archives there. Paths out of records are hostile until checked (see `appo.storage.safe_relative`).
+The root is a folder, one archive, or an S3 prefix or archive. Publishers ship folders of zips next to one
+another (`STAR/STAR_part1.zip` holds what the records call `./STAR/...`): a path that is no file below the
+root is looked up in the archives there. Paths out of records are hostile until checked (see
+`appo.storage.safe_relative`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class MediaMissing(StorageError):
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """Where one file's bytes are; small, so that it can be sent to a worker. stamp: changes with the contents."""
+    """Where one file's bytes are; small, so that it can be sent to a worker. stamp: changes with the
+    contents.
+    """
 
     uri: str
     stamp: str
@@ -97,7 +100,7 @@ class MediaRoot:
 
     @cached_property
     def _entries(self) -> dict[str, Entry]:
-        """Path as records give it -> entry; for archives in a folder, with and without that folder in front."""
+        """Path as records give it -> entry; for archives in a folder, with and without that folder."""
         found: dict[str, Entry] = {}
         for folder, archive in self._archives:
             for entry in list_entries(archive):

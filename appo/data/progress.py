@@ -60,7 +60,9 @@ class Bar:
 
 @contextmanager
 def progress_line(wanted: bool) -> Iterator[ProgressLine]:
-    """A bar on a terminal; where output goes to a file or a pod's log, a bar that is written once a line ends."""
+    """A bar on a terminal; where output goes to a file or a pod's log, a bar that is written once a line
+    ends.
+    """
     if not wanted:
         yield Silent()
         return

@@ -1,10 +1,11 @@
 """Decoded videos <-> Parquet shards, content-addressed.
 
-A row is found by the SHA-256 of the video it was decoded from, inside a folder named for the sampling and encoding
-settings: a recipe that changes quotas, splits or questions finds its frames again, one that changes sampling uses
-another folder. The files are plain Parquet with the features that `datasets.load_dataset("parquet", ...)` reads.
-Images of frames hold `frames_per_image` frames one above the other: one PNG for a whole small video decodes
-ten times as fast as sixteen; JPEG keeps a frame an image, because its blocks would bleed across the seams.
+A row is found by the SHA-256 of the video it was decoded from, inside a folder named for the sampling and
+encoding settings: a recipe that changes quotas, splits or questions finds its frames again, one that changes
+sampling uses another folder. The files are plain Parquet with the features that
+`datasets.load_dataset("parquet", ...)` reads. Images of frames hold `frames_per_image` frames one above the
+other: one PNG for a whole small video decodes ten times as fast as sixteen; JPEG keeps a frame an image,
+because its blocks would bleed across the seams.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Samples -> the chosen ones: quotas by source, strata by type of question, splits by video; all by seed.
 
-Every choice ranks by SHA-256 of (seed, what is ranked), never by position, so it depends on which samples there are
-and on nothing else: not on the order of the file, the machine or the version of a random generator.
+Every choice ranks by SHA-256 of (seed, what is ranked), never by position, so it depends on which samples
+there are and on nothing else: not on the order of the file, the machine or the version of a random generator.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def choose_subset(
 ) -> list[VideoSample]:
     """`quota[source]` samples of each source, its types of question in proportion to how often they occur.
 
-    Without quotas everything is taken; with quotas, sources that have none give nothing. Raises QuotaError when a
-    source is short, unless `take_all_if_short`.
+    Without quotas everything is taken; with quotas, sources that have none give nothing. Raises QuotaError
+    when a source is short, unless `take_all_if_short`.
     """
     if quota:
         by_source: dict[str, list[VideoSample]] = defaultdict(list)
@@ -62,7 +62,9 @@ def _stratified(samples: Sequence[VideoSample], count: int, seed: int) -> list[V
 
 
 def apportion(sizes: Mapping[str, int], seats: int) -> dict[str, int]:
-    """`seats` shared out in proportion to `sizes` by largest remainder; ties go to the first name. Sums to `seats`."""
+    """`seats` shared out in proportion to `sizes` by largest remainder; ties go to the first name. Sums to
+    `seats`.
+    """
     total = sum(sizes.values())
     if not total:
         return {}
@@ -78,8 +80,8 @@ def assign_splits(
 ) -> list[VideoSample]:
     """Move whole videos from train to test and validation until each has its share of the samples.
 
-    Questions about one video stay together: a model must not meet a test video in training. Samples that their
-    source put into a split stay there. A share above 0 gets at least one video, when train keeps one.
+    Questions about one video stay together: a model must not meet a test video in training. Samples that
+    their source put into a split stay there. A share above 0 gets at least one video, when train keeps one.
     """
     movable = [s for s in samples if s.split == "train"]
     groups: dict[str, list[str]] = defaultdict(list)

@@ -1,9 +1,10 @@
 """A video file -> the frames a model sees, with their true times.
 
-One definition of sampling for training, evaluation and shards. Frames are spread evenly in time (or at a given
-rate), taken from the presentation times of the file, so that variable frame rates do not shift them; scaled to a
-pixel budget with the aspect ratio kept and both sides multiples of 28, the size of a merged visual token of
-Qwen2.5-VL. A video that cannot be decoded raises `VideoError`: no other video ever takes its place.
+One definition of sampling for training, evaluation and shards. Frames are spread evenly in time (or at a
+given rate), taken from the presentation times of the file, so that variable frame rates do not shift them;
+scaled to a pixel budget with the aspect ratio kept and both sides multiples of 28, the size of a merged
+visual token of Qwen2.5-VL. A video that cannot be decoded raises `VideoError`: no other video ever takes its
+place.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from appo.config import Video
 FACTOR = 28  # 14 pixels a patch, 2 x 2 patches merged into one visual token
 TEMPORAL_PATCH = 2  # raw frames merged into one temporal patch
 DECODE_CHUNK_BYTES = 64 << 20  # raw frames held at once: ten of 1080p, two of 4K
+MATROSKA_MAGIC = b"\x1a\x45\xdf\xa3"
+FAULT_TOLERANCE = 1e-9
 MAX_ASPECT_RATIO = 200  # as in Qwen's own image processor
 
 
@@ -39,10 +42,10 @@ class VideoError(ValueError):
 class VideoFrames:
     """Sampled frames of one video.
 
-    frames: (F, H, W, 3) uint8 RGB, F even. timestamps_s: (F,) float64, seconds from the first frame of the file.
-    frame_indices: positions in the file, ascending (the last one twice when the file has an odd number to give).
-    fps: sampled frames per second; duration_s: seconds from the first frame's start to the last one's end.
-    total_frames: frames in the file.
+    frames: (F, H, W, 3) uint8 RGB, F even. timestamps_s: (F,) float64, seconds from the first frame of the
+    file. frame_indices: positions in the file, ascending (the last one twice when the file has an odd number
+    to give). fps: sampled frames per second; duration_s: seconds from the first frame's start to the last
+    one's end. total_frames: frames in the file.
     """
 
     frames: np.ndarray
@@ -61,10 +64,11 @@ class VideoFrames:
 def fit_size(
     height: int, width: int, *, max_pixels: int, min_pixels: int = FACTOR * FACTOR
 ) -> tuple[int, int]:
-    """The (height, width) to scale to: multiples of 28, area in [min_pixels, max_pixels], ratio kept within rounding.
+    """The (height, width) to scale to: multiples of 28, area in [min_pixels, max_pixels], ratio kept within
+    rounding.
 
-    Source: `smart_resize` of Qwen2-VL's image processor. A side never goes below 28, which for very long images
-    may exceed the budget. Raises ValueError for a ratio above 200.
+    Source: `smart_resize` of Qwen2-VL's image processor. A side never goes below 28, which for very long
+    images may exceed the budget. Raises ValueError for a ratio above 200.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(f"is {width}x{height} pixels: aspect ratios above {MAX_ASPECT_RATIO} are refused")
@@ -84,9 +88,10 @@ def fit_size(
 def choose_frames(starts_s: np.ndarray, duration_s: float, video: Video) -> tuple[int, ...]:
     """Indices of the frames to take; an even number of them, ascending.
 
-    starts_s: (N,) presentation times from 0, ascending. With `num_frames` they are spread from the first frame to
-    the last; with `fps` one every 1/fps seconds, or spread evenly where `max_frames` caps them. A file with fewer
-    frames gives all it has; an odd count loses its last one, and a single frame is shown twice.
+    starts_s: (N,) presentation times from 0, ascending. With `num_frames` they are spread from the first
+    frame to the last; with `fps` one every 1/fps seconds, or spread evenly where `max_frames` caps them. A
+    file with fewer frames gives all it has; an odd count loses its last one, and a single frame is shown
+    twice.
     """
     total = len(starts_s)
     capped = video.max_frames
@@ -109,7 +114,8 @@ def _nearest(starts_s: np.ndarray, times: np.ndarray) -> tuple[int, ...]:
     """The frame nearest to each time, no frame twice; len(times) <= len(starts_s)."""
     total, count = len(starts_s), len(times)
     right = np.clip(np.searchsorted(starts_s, times), 1, total - 1)
-    # 1e-9: a tie in exact arithmetic takes the earlier frame, whatever the rounding of the container's time base
+    # 1e-9: a tie in exact arithmetic takes the earlier frame, whatever the rounding of the container's time
+    # base
     nearest = np.where(times - starts_s[right - 1] <= starts_s[right] - times + 1e-9, right - 1, right)
     chosen, previous = [], -1
     for position, index in enumerate(nearest.tolist()):
@@ -121,7 +127,7 @@ def _nearest(starts_s: np.ndarray, times: np.ndarray) -> tuple[int, ...]:
 
 
 def decode_video(path: str | Path, video: Video) -> VideoFrames:
-    """Decode the frames that `video` asks for. Raises VideoError(path, reason); never returns other frames."""
+    """The frames that `video` asks for. Raises VideoError(path, reason); never gives other frames."""
     return _decode(path, str(path), video)
 
 
@@ -140,17 +146,20 @@ def _decode(name: str | Path, file: str | io.BytesIO, video: Video) -> VideoFram
         raise VideoError(name, "is empty (0 bytes)")
     try:
         # One thread a reader: parallelism comes from worker processes, one video each.
-        reader = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1)
+        # fault_tol: without it decord hands out the last good frame again in place of each one it cannot
+        # decode; it counts a share of the frames, and 0 would mean "any number".
+        reader = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1, fault_tol=FAULT_TOLERANCE)
         total = len(reader)
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
+    except _decord_errors() as error:
         raise VideoError(name, f"cannot be opened as video: {_reason(error)}") from error
     if total < 1:
         raise VideoError(name, "has no video frames")
     try:
         spans = np.asarray(reader.get_frame_timestamp(np.arange(total)), dtype=np.float64).reshape(total, 2)
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
+    except _decord_errors() as error:
         raise VideoError(name, f"has no readable timestamps: {_reason(error)}") from error
     starts, duration = _timeline(name, spans)
+    _check_whole(name, file, duration)
     indices = choose_frames(starts, duration, video)
     unique = sorted(set(indices))
     frames = _read(name, reader, unique, video)
@@ -180,15 +189,13 @@ def _timeline(name: str | Path, spans: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _read(name: str | Path, reader: Any, indices: list[int], video: Video) -> np.ndarray:
-    import decord
-
     scaled: list[np.ndarray] = []
     size: tuple[int, int] | None = None
     step, position = 1, 0
     while position < len(indices):
         try:
-            batch = reader.get_batch(indices[position : position + step]).asnumpy()
-        except (decord.DECORDError, RuntimeError, IndexError) as error:
+            batch = _grab(reader, indices[position : position + step])
+        except _decord_errors() as error:
             where = f"frame {indices[position]}" if step == 1 else f"frames from {indices[position]}"
             raise VideoError(name, f"{where} of {len(reader)} cannot be decoded: {_reason(error)}") from error
         if size is None:
@@ -202,14 +209,65 @@ def _read(name: str | Path, reader: Any, indices: list[int], video: Video) -> np
     return np.stack(scaled)
 
 
+def _grab(reader: Any, indices: list[int]) -> np.ndarray:
+    """(len(indices), H, W, 3) uint8."""
+    import decord
+
+    try:
+        return reader.get_batch(indices).asnumpy()
+    except decord.DECORDError as error:
+        if "size must exactly match" not in str(error):
+            raise
+    # decord 0.6 takes the padding behind a narrow frame's rows for a fourth channel, and a batch of such
+    # frames fails; alone they come with their rows padded.
+    frames = []
+    for index in indices:
+        reader.seek_accurate(index)
+        padded = reader.next().asnumpy()
+        height, width = padded.shape[:2]
+        frames.append(padded.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3))
+    return np.stack(frames)
+
+
 def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 -> (size, 3) uint8, bicubic with anti-aliasing; the frame itself when it fits already."""
+    """(H, W, 3) uint8 -> (size, 3) uint8, bicubic with anti-aliasing; the frame itself if it fits."""
     if frame.shape[:2] == size:
         return frame
     from PIL import Image
 
     image = Image.fromarray(frame)
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, reducing_gap=3.0))
+
+
+def _check_whole(name: str | Path, file: str | io.BytesIO, duration_s: float) -> None:
+    """Refuse a Matroska or WebM file whose frames end well before the length it declares.
+
+    An MP4 that was cut off has no index, or an index that points behind its end: decord fails. Matroska has
+    its frames in a row, and the half that is there decodes without a word.
+    """
+    with open(file, "rb") if isinstance(file, str) else io.BytesIO(file.getbuffer()[:4]) as start:
+        head = start.read(4)
+    if head != MATROSKA_MAGIC:
+        return
+    import av
+
+    try:
+        with av.open(
+            io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else file, mode="r"
+        ) as container:
+            longest = (container.duration or 0) / av.time_base
+            others = len(container.streams) > len(container.streams.video)
+    except av.FFmpegError:  # decord read it: no length to compare with
+        return
+    # Sound may end later than the picture, by less than half.
+    if duration_s < longest * (0.5 if others else 0.95) - 1.0:
+        raise VideoError(name, f"is truncated: declares {longest:.1f} s, holds frames for {duration_s:.1f} s")
+
+
+def _decord_errors() -> tuple[type[BaseException], ...]:
+    import decord
+
+    return (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, IndexError)
 
 
 def _check_file(path: Path) -> None:

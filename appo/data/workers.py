@@ -1,8 +1,9 @@
 """Tasks -> results in their order, by worker processes that may be killed.
 
-A decoder can hang or die on a broken file, in C, where no exception reaches; so each worker is a process of its
-own with a deadline a task and a memory cap, and is replaced when it misses one. Back-pressure: a task starts only
-when it is less than `window` ahead of the oldest unfinished one, so memory does not grow with the number of tasks.
+A decoder can hang or die on a broken file, in C, where no exception reaches; so each worker is a process of
+its own with a deadline a task and a memory cap, and is replaced when it misses one. Back-pressure: a task
+starts only when it is less than `window` ahead of the oldest unfinished one, so memory does not grow with the
+number of tasks.
 """
 
 from __future__ import annotations
@@ -43,14 +44,15 @@ class _Worker:
 class WorkerPool(Generic[Task, Result]):
     """`make()` is called once in each worker and gives the function that turns a task into a result.
 
-    Both must be importable by name, since workers are new interpreters: forking would copy the parent's threads and
-    memory, and `multiprocessing` would import the parent's main module again (kfp's, for one). workers: how many
-    processes; timeout_s: seconds a task may take; memory_gib: address space a worker may map.
+    Both must be importable by name, since workers are new interpreters: forking would copy the parent's
+    threads and memory, and `multiprocessing` would import the parent's main module again (kfp's, for one).
+    workers: how many processes; timeout_s: seconds a task may take; memory_gib: address space a worker may
+    map.
     """
 
     def __init__(
         self,
-        make: Callable[[], Callable[[Task], Result]],
+        make: Callable[[], Callable[[Task], Result | Failure]],
         *,
         workers: int,
         timeout_s: float,
@@ -106,7 +108,8 @@ class WorkerPool(Generic[Task, Result]):
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                # FFmpeg's complaints about broken files come back as reasons; on the screen they would hide the bar.
+                # FFmpeg's complaints about broken files come back as reasons; on the screen they would hide
+                # the bar.
                 stderr=subprocess.DEVNULL,
             )
         pipe = Connection(ours.detach())
@@ -122,7 +125,9 @@ class WorkerPool(Generic[Task, Result]):
             worker.pipe.send((number, task))
 
     def _collect(self, results: dict[int, Result | Failure], again: deque[int]) -> None:
-        """Take what has arrived, waiting for at most the next deadline; replace workers that died or are late."""
+        """Take what has arrived, waiting for at most the next deadline; replace workers that died or are
+        late.
+        """
         busy = [worker for worker in self._workers if worker.held]
         patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
         ready = set(wait([worker.pipe for worker in busy], timeout=patience))

@@ -1,7 +1,7 @@
 """What every source gives: an iterator over a publisher's records, each a `VideoSample` or a `Reject`.
 
-A source is one file in this folder with a `read` function (see `appo.data.sources`). It knows the names of its
-publisher's fields and nothing of subsets, splits or decoding.
+A source is one file in this folder with a `read` function (see `appo.data.sources`). It knows the names of
+its publisher's fields and nothing of subsets, splits or decoding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _READ_CHARS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A sample that is left out. stage: one of STAGES; video: the path as the record gives it, or what it became."""
+    """A sample that is left out. stage: one of STAGES; video: the path as the record gives it, or what it
+    became.
+    """
 
     id: str
     stage: str
@@ -41,8 +43,8 @@ Row = VideoSample | Reject
 
 @dataclass(frozen=True)
 class SourceData:
-    """rows: read once, lazily. root: where the samples' paths start. files: name -> SHA-256 of what was read; it is
-    complete when `rows` is exhausted."""
+    """rows: read once, lazily. root: where the samples' paths start. files: name -> SHA-256 of what was read;
+    it is complete when `rows` is exhausted."""
 
     rows: Iterable[Row]
     root: str
@@ -60,7 +62,9 @@ def annotations_of(recipe: Recipe) -> str:
 
 
 def root_of(recipe: Recipe, first_folder: str | None = None) -> str:
-    """`data.root`; without it the annotations' folder, or its parent when records' paths start with that folder."""
+    """`data.root`; without it the annotations' folder, or its parent when records' paths start with that
+    folder.
+    """
     if recipe.data.root is not None:
         return recipe.data.root
     folder, _, _ = annotations_of(recipe).rpartition("/")
@@ -75,7 +79,8 @@ def read_records(
     id_field: str,
     files: dict[str, str],
 ) -> Iterator[Row]:
-    """Each record of a JSON list or JSONL file through `to_sample`; None leaves a record out, as not of this set.
+    """Each record of a JSON list or JSONL file through `to_sample`; None leaves a record out, as not of this
+    set.
 
     A record that `to_sample` refuses (SampleError, KeyError, TypeError, ValueError) becomes a Reject with its
     reason. The file is streamed and hashed as it is read: hundreds of MB never stand in memory.
@@ -129,8 +134,8 @@ class _HashingText:
 def iter_json(uri: str, files: dict[str, str]) -> Iterator[Any]:
     """The items of a JSON list, or of JSONL, one at a time; `files[name]` gets the file's SHA-256 at the end.
 
-    A line of JSONL that is not JSON comes as `Broken`; a list that is not JSON raises SampleError, since nothing
-    behind the error can be read.
+    A line of JSONL that is not JSON comes as `Broken`; a list that is not JSON raises SampleError, since
+    nothing behind the error can be read.
     """
     with open_binary(uri) as stream:
         text = _HashingText(stream)

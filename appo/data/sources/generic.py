@@ -1,8 +1,9 @@
 """Your own videos and questions, one JSON object a line -> samples.
 
 The fields are those of `VideoSample` with every publisher's quirk left out: `question`, `video` (path below
-data.root) and `answer` are needed, `options`, `id`, `problem_type`, `image`, `split`, `duration_s`, `key_times`
-may be given. The answer of a question with options is a letter or the text of one option. See docs/data.md.
+data.root) and `answer` are needed, `options`, `id`, `problem_type`, `image`, `split`, `duration_s`,
+`key_times` may be given. The answer of a question with options is a letter or the text of one option. See
+docs/data.md.
 """
 
 from __future__ import annotations

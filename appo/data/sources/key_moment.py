@@ -9,7 +9,9 @@ from appo.data.sources.base import SourceData
 
 
 def read(recipe: Recipe, folder: Path) -> SourceData:
-    """Write the videos into `folder`. Equal settings and seed give equal files, so writing again changes nothing."""
+    """Write the videos into `folder`. Equal settings and seed give equal files, so writing again changes
+    nothing.
+    """
     from appo.data.synthetic import make_key_moment
 
     samples = make_key_moment(recipe.data.key_moment, seed=recipe.data.seed, folder=folder)

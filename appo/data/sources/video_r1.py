@@ -1,7 +1,8 @@
 """Video-R1-260K records (`Video-R1-260k.json`, and any file in that format) -> samples.
 
-Images stand among the videos and are left out. Publishers spell sources in several ways and leave `data_source`
-empty for some: aliases fold to one name, and the first folder of `path` decides where `data_source` says nothing.
+Images stand among the videos and are left out. Publishers spell sources in several ways and leave
+`data_source` empty for some: aliases fold to one name, and the first folder of `path` decides where
+`data_source` says nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _until_sample(rows: Any) -> Any:
 
 
 def to_sample(record: Mapping[str, Any]) -> VideoSample | None:
-    """One record; None for an image. Raises SampleError, KeyError or ValueError for what cannot be a sample."""
+    """One record; None for an image. Raises SampleError, KeyError or ValueError for an unusable one."""
     if record["data_type"] != "video":
         return None
     path, kind = str(record["path"]), str(record["problem_type"])
