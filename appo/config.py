@@ -303,8 +303,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(text: str) -> Recipe:
-    """A recipe from the JSON that an earlier pipeline step handed over."""
-    return _validated(json.loads(text), "resolved recipe")
+    """A recipe from the text (YAML, or JSON) that an earlier pipeline step handed over."""
+    return _validated(yaml.safe_load(text), "resolved recipe")
 
 
 def _read(name_or_path: str) -> tuple[str, str]:

@@ -48,16 +48,8 @@ def resolve(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises RecipeError naming origin, key, value and remedy.
     """
-    text = recipe.lstrip()
-    if text.startswith("{"):
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise RecipeError(f"recipe given as text: is not valid JSON: {error}") from error
-        if not overrides:
-            return parse_recipe(json.dumps(values))
-        return load_text(json.dumps(values), overrides)
-    return load_text(recipe, overrides) if "\n" in text else load_recipe(recipe, overrides)
+    is_text = "\n" in recipe.strip() or recipe.lstrip().startswith("{")
+    return load_text(recipe, overrides) if is_text else load_recipe(recipe, overrides)
 
 
 def load_text(text: str, overrides: Sequence[str]) -> Recipe:

@@ -17,16 +17,23 @@ def validate(
 
     resolved = steps.validate(recipe, overrides)
     return (
-        resolved.to_json(),
-        plan.assembly_recipe(resolved).to_json(),
-        plan.base_recipe(resolved).to_json(),
+        resolved.to_yaml(),
+        plan.assembly_recipe(resolved).to_yaml(),
+        plan.base_recipe(resolved).to_yaml(),
     )
 
 
 @dsl.component(base_image=image("data"), install_kfp_package=False)
 def plan_trainings(recipe: str) -> List[Dict[str, str]]:  # noqa: UP006
-    """Every algorithm with every seed: what the trainings fan out over."""
+    """Every algorithm with every seed, each with its recipe: what the trainings fan out over.
+
+    The recipe travels in the item because kfp.local puts the item in place of every parameter that a loop reads
+    from a step outside.
+    """
     from appo import plan
     from appo.config import parse_recipe
 
-    return [{"algorithm": t.algorithm, "seed": str(t.seed)} for t in plan.trainings(parse_recipe(recipe))]
+    return [
+        {"algorithm": training.algorithm, "seed": str(training.seed), "recipe": recipe}
+        for training in plan.trainings(parse_recipe(recipe))
+    ]

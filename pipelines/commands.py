@@ -49,7 +49,7 @@ def run(
     with Story() as story:
         run_graph(
             catalog.build(name, cluster),
-            {"recipe": resolved.to_json(), "storage": str(folder)},
+            {"recipe": resolved.to_yaml(), "storage": str(folder)},
             folder=folder,
             story=story,
         )

@@ -38,7 +38,7 @@ def compare_policies(cluster: Cluster) -> dsl.base_component.BaseComponent:
         with dsl.ParallelFor(items=trainings.output, parallelism=cluster.parallel_trainings) as training:
             policy = for_training(
                 train(
-                    recipe=resolved.outputs["recipe"],
+                    recipe=training.recipe,
                     storage=storage,
                     algorithm=training.algorithm,
                     seed=training.seed,

@@ -82,11 +82,17 @@ class Step:
 
     def read_stdout(self, stream: BinaryIO) -> None:
         """Show lines; turn overwritten ones into progress."""
+        dump = False  # KFP's executor prints its whole input
         for text, overwritten in pieces(stream):
             if overwritten:
                 self._progress(text)
+                continue
+            self._write(text)
+            if "[KFP Executor" in text:
+                dump = text.rstrip().endswith("Got executor_input:")
+            elif dump:
+                dump = text != "}"
             elif text.strip():
-                self._write(text)
                 self._story.say(f"    [dim]{escape(self.label):<18}[/] {escape(text.rstrip())}")
 
     def read_stderr(self, stream: BinaryIO) -> None:
