@@ -1,0 +1,413 @@
+"""The seam that training, evaluation and reports log through: a parent run, a child run, numbers and files.
+
+Nothing here may stop a training: every public method of `Tracker` catches its errors and says them once.
+Nothing waits for the network: events go to a journal (`journal`), a thread sends them (`sender`, `sink`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+import logging
+import math
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from appo.tracking.journal import Event, Journal, JournalBusy, status_of
+from appo.tracking.provenance import comparison_digest, parameters, provenance_tags
+from appo.tracking.secrets import scrub, scrub_items
+from appo.tracking.sender import Sender, close_if_killed
+from appo.tracking.sink import MlflowSink
+
+if TYPE_CHECKING:
+    from appo.config import Recipe
+
+log = logging.getLogger("appo.tracking")
+_BAD_KEY = re.compile(r"[^A-Za-z0-9_\-. :/]")
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _never_raises(method: Method) -> Method:
+    """Logging must not end a training that has run for days: the error is said once per method and kind."""
+
+    @functools.wraps(method)
+    def wrapped(self: Tracker, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:  # the reason for catching all stands above
+            message = f"{method.__name__}: {type(error).__name__}: {scrub(str(error))}"
+            if message not in self.complaints:
+                self.complaints.append(message)
+                log.warning("tracking: %s", message)
+            return None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def tracking_uri(recipe: Recipe, run_dir: Path) -> str:
+    """The recipe's URI, else the injected MLFLOW_TRACKING_URI, else a SQLite file in the run folder."""
+    injected = os.environ.get("MLFLOW_TRACKING_URI")
+    return recipe.tracking.uri or injected or f"sqlite:///{(run_dir / 'mlflow.db').absolute()}"
+
+
+def open_sink(recipe: Recipe, run_dir: Path) -> MlflowSink:
+    """MLflow as this run sees it; a local SQLite store keeps artifacts beside its file and is locked."""
+    uri = tracking_uri(recipe, run_dir)
+    if uri.startswith("sqlite:///"):
+        store = Path(uri.removeprefix("sqlite:///")).parent
+        return MlflowSink(uri, recipe.tracking.experiment, store / "mlartifacts", store / ".mlflow.lock")
+    return MlflowSink(uri, recipe.tracking.experiment, None, None)
+
+
+def open_tracker(recipe: Recipe, run_dir: Path, *, journals: Path | None = None) -> Tracker:
+    """A tracker for this process. Nothing is sent, or imported, before the first start.
+
+    run_dir: folder of the whole run; holds mlflow.db unless recipe or MLFLOW_TRACKING_URI name another store.
+    journals: where events are kept until they are sent; default run_dir/tracking.
+    """
+    run_dir = Path(run_dir)
+    return Tracker(functools.partial(open_sink, recipe, run_dir), Path(journals or run_dir / "tracking"))
+
+
+def start_training(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    algorithm: str,
+    seed: int,
+    model: str,
+    manifest_digest: str,
+    journals: Path | None = None,
+) -> Tracker:
+    """A tracker with the parent of (algorithm, model, manifest, settings) and this seed's child started."""
+    tracker = open_tracker(recipe, run_dir, journals=journals)
+    key = parent_key(recipe, algorithm=algorithm, model=model, manifest_digest=manifest_digest)
+    tags = {**provenance_tags(recipe, manifest_digest), "appo.algorithm": algorithm, "appo.model": model}
+    params = {
+        **parameters(recipe),
+        "algorithm": algorithm,
+        "model": model,
+        "manifest_digest": manifest_digest,
+    }
+    tracker.start_parent(algorithm, {**tags, "appo.role": "parent"}, params, key=key)
+    tracker.start_child(
+        f"{algorithm} seed {seed}",
+        {**tags, "appo.role": "training", "appo.seed": str(seed), "appo.parent_key": key},
+        {**params, "seed": seed},
+        key=f"{key}/seed{seed}",
+    )
+    return tracker
+
+
+def parent_key(recipe: Recipe, *, algorithm: str, model: str, manifest_digest: str) -> str:
+    """What makes runs repetitions of one another; equal keys share a parent run."""
+    name = f"{algorithm}|{Path(model).name}|{manifest_digest}|{comparison_digest(recipe)}"
+    return f"{algorithm}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+class Tracker:
+    """One process's run in MLflow. Used as a context manager it ends the run, as failed when an error passes.
+
+    make_sink: called once, at the first start. journals: folder of the event files.
+    """
+
+    def __init__(self, make_sink: Callable[[], MlflowSink], journals: Path) -> None:
+        self.complaints: list[str] = []
+        self._make_sink = make_sink
+        self._journals = journals
+        self._journal: Journal | None = None
+        self._sender: Sender | None = None
+        self._waiting: list[Event] = []
+        self._attached = False
+        self._ended = False
+        self._system: Any = None
+
+    # -- starting ------------------------------------------------------------------------------------
+
+    @_never_raises
+    def start_parent(
+        self,
+        name: str,
+        tags: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        *,
+        key: str | None = None,
+    ) -> None:
+        """The run that gathers the seeds. `key`: equal keys are the same run, whoever starts it first.
+
+        Where a run was injected (MLFLOW_RUN_ID) that run's own parent does this work, and none is made.
+        """
+        if os.environ.get("MLFLOW_RUN_ID"):
+            return
+        self._waiting.append(
+            self._start_event("parent", name, tags, params, key or f"{name}-{uuid.uuid4().hex[:12]}")
+        )
+
+    @_never_raises
+    def start_child(
+        self,
+        name: str,
+        tags: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        *,
+        key: str | None = None,
+        parent_id: str | None = None,
+        system_metrics: bool = True,
+    ) -> None:
+        """The run that everything else is logged to. Opens the journal and begins to send.
+
+        key: the same key in the same journals folder continues a run that did not finish (a retried pod) and
+        counts its attempts; a finished one is left alone and a new run is made.
+        """
+        key = key or f"{name}-{uuid.uuid4().hex[:12]}"
+        injected = os.environ.get("MLFLOW_RUN_ID")
+        self._journal, run_key, attempt = self._open_journal(key)
+        event = self._start_event(
+            "child", name, {**(tags or {}), "appo.attempt": str(attempt)}, params, run_key
+        )
+        if injected:
+            self._attached, event["attach"] = True, injected
+        elif parent_id:
+            event["parent_id"] = parent_id
+        elif self._waiting:
+            event["parent"] = "parent"
+        for waiting in [*self._waiting, event]:
+            self._journal.append(waiting)
+        self._waiting = []
+        self._sender = Sender(self._journal, self._make_sink())
+        self._sender.wake()
+        self._watch_the_end()
+        if system_metrics:
+            from appo.tracking.system import SystemMetrics
+
+            self._system = SystemMetrics(self.log_metrics)
+
+    def _start_event(
+        self,
+        run: str,
+        name: str,
+        tags: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None,
+        key: str,
+    ) -> Event:
+        return {
+            "op": "start",
+            "run": run,
+            "name": name,
+            "key": key,
+            "tags": scrub_items(tags or {}),
+            "params": scrub_items(params or {}),
+            "time_ms": _now_ms(),
+        }
+
+    def _open_journal(self, key: str) -> tuple[Journal, str, int]:
+        """The journal of an unfinished run with this key, or a new one; its run key; the attempt's number."""
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")
+        for number in range(1, 1000):
+            path = self._journals / (f"{slug}.jsonl" if number == 1 else f"{slug}.{number}.jsonl")
+            try:
+                journal = Journal(path)
+            except JournalBusy:
+                continue
+            close_if_killed(journal)
+            events = journal.events()
+            starts = [e for e in events if e["op"] == "start" and e["run"] == "child"]
+            if not starts:
+                # The key alone would find a finished run of an earlier use of this folder's store.
+                return journal, f"{key}/{uuid.uuid4().hex[:12]}", 1
+            if status_of(events) != "FINISHED":
+                return journal, starts[-1]["key"], len(starts) + 1
+            journal.close()
+        raise JournalBusy(f"{self._journals}: holds 1000 runs of {key}; use another folder")
+
+    # -- logging -------------------------------------------------------------------------------------
+
+    @_never_raises
+    def log_metrics(self, values: Mapping[str, Any], step: int | None = None, *, run: str = "child") -> None:
+        """Numbers of one step. Values that are no numbers are left out; NaN is kept, as MLflow knows it."""
+        numbers: dict[str, float] = {}
+        for name, value in values.items():
+            try:
+                number = float(value)
+            except (TypeError, ValueError):  # text, None or a whole array: not a metric
+                continue
+            if math.isinf(number):  # databases turn it into 1.8e308, which draws no readable curve
+                number = math.nan
+            numbers[_BAD_KEY.sub("_", name)[:250]] = number
+        if numbers:
+            self._append({"op": "metrics", "run": run, "values": numbers, "step": int(step or 0)})
+
+    @_never_raises
+    def log_params(self, values: Mapping[str, Any], *, run: str = "child") -> None:
+        """Settings; one that was logged before with another value is noted in the tag appo.changed_params."""
+        self._append({"op": "params", "run": run, "values": scrub_items(values)})
+
+    @_never_raises
+    def set_tags(self, values: Mapping[str, Any], *, run: str = "child") -> None:
+        self._append({"op": "tags", "run": run, "values": scrub_items(values)})
+
+    @_never_raises
+    def log_artifact(self, path: Path | str, artifact_path: str | None = None, *, run: str = "child") -> None:
+        """A file or folder, copied when it is sent: keep it where it is. artifact_path: folder in the run."""
+        self._append(
+            {"op": "artifact", "run": run, "path": str(Path(path).absolute()), "artifact_path": artifact_path}
+        )
+
+    @_never_raises
+    def log_text(self, text: str, artifact_file: str, *, run: str = "child") -> None:
+        self._append({"op": "text", "run": run, "text": scrub(text), "artifact_file": artifact_file})
+
+    @_never_raises
+    def log_table(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        artifact_file: str = "completions.json",
+        *,
+        run: str = "child",
+    ) -> None:
+        """Rows with equal keys (completions, predictions) as a table that MLflow's UI can browse."""
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        data = [[_plain(row.get(name)) for name in columns] for row in rows]
+        self._append(
+            {"op": "table", "run": run, "columns": columns, "rows": data, "artifact_file": artifact_file}
+        )
+
+    @_never_raises
+    def log_dataset(
+        self, name: str, digest: str, source: str, *, context: str, profile: Mapping[str, Any] | None = None
+    ) -> None:
+        """The manifest a run read. context: "training" or "evaluation"; profile: counts and the like."""
+        self._append(
+            {
+                "op": "dataset",
+                "run": "child",
+                "name": name,
+                "digest": digest,
+                "source": scrub(source),
+                "context": context,
+                "profile": dict(profile or {}),
+            }
+        )
+
+    @_never_raises
+    def log_model(
+        self,
+        name: str,
+        uri: str,
+        *,
+        step: int = 0,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        run: str = "child",
+    ) -> None:
+        """A checkpoint as MLflow's LoggedModel, with its metrics; the weights stay at `uri`."""
+        values = {_BAD_KEY.sub("_", k): float(v) for k, v in (metrics or {}).items()}
+        self._append(
+            {
+                "op": "model",
+                "run": run,
+                "name": re.sub(r"[/:.%\"']", "-", name),
+                "uri": scrub(uri),
+                "step": step,
+                "values": values,
+                "tags": scrub_items(tags or {}),
+            }
+        )
+
+    def _append(self, event: Event) -> None:
+        if self._journal is None or self._ended:
+            raise RuntimeError("no run is started; call start_child first")
+        self._journal.append({**event, "time_ms": _now_ms()})
+        if self._sender is not None:
+            self._sender.wake()
+
+    # -- ending --------------------------------------------------------------------------------------
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the child; waits up to 15 s for it. None while the server is away."""
+        try:
+            return self._sender.wait_for("child", timeout_s=15.0) if self._sender else None
+        except Exception:  # same promise as the methods above
+            return None
+
+    @_never_raises
+    def end(self, status: str = "FINISHED", reason: str | None = None, *, timeout_s: float = 60.0) -> None:
+        """Close the run: FINISHED, FAILED or KILLED, with the reason as a tag; wait for the sender.
+
+        What cannot be sent within `timeout_s` stays in the journal; the command that sends it is printed.
+        """
+        if self._journal is None or self._ended:
+            return
+        if self._system is not None:
+            self._system.stop()
+        end = {"op": "end", "run": "child", "status": status, "reason": scrub(reason) if reason else None}
+        self._append({**end, "attached": self._attached})
+        self._ended = True
+        atexit.unregister(self._at_exit)
+        done = self._sender.finish(timeout_s) if self._sender else False
+        left = self._journal.unsent
+        self._journal.close()
+        if not done and left:
+            log.warning(
+                "%d events have not reached MLflow; they are safe in %s. Send them: appo tracking upload %s",
+                left,
+                self._journal.path,
+                self._journals,
+            )
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.end()
+        else:
+            self.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", _reason(error))
+
+    def _watch_the_end(self) -> None:
+        """A process that ends without a word to us still leaves a reason; SIGTERM becomes a normal exit."""
+        atexit.register(self._at_exit)
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _exit_on_sigterm)
+
+    def _at_exit(self) -> None:
+        error = getattr(sys, "last_value", None)
+        reason = _reason(error) if error is not None else "the process ended before the run did"
+        self.end("FAILED", reason, timeout_s=20.0)
+
+
+def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+        return "terminated (SIGTERM)"
+    return scrub(f"{type(error).__name__}: {error}")
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def _plain(value: Any) -> Any:
+    """A cell that JSON and MLflow's table can hold; text is scrubbed."""
+    if isinstance(value, str):
+        return scrub(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return scrub(str(value))
