@@ -19,8 +19,11 @@ from appo.data.schema import VideoSample
 from appo.modeling.inputs import PromptInputs
 from appo.training.perceiving import group_weights, layers_to_read, whole_head
 from appo.training.rollouts import generate_groups, placeholder_tokens
+from appo.training.sampling import stream_seed
 from appo.training.scoring import Row, score
 from appo.training.store import PromptStore
+
+LOOKING = -1  # stands where a training's step number would, so that looking never repeats a rollout's draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +64,17 @@ def look(
     seed: int = 0,
     prompts_at_once: int = 16,
 ) -> list[SeenGroup]:
-    """Roll out one group for each sample and read it. Leaves torch's random state as it was."""
+    """Roll out one group for each sample and read it. Draws nothing from torch's random state."""
     ensure_fused_head(model, recipe.policy.temperature)
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        seen: list[SeenGroup] = []
-        for start in range(0, len(sample_ids), prompts_at_once):
-            prompts = [store.get(i, model) for i in sample_ids[start : start + prompts_at_once]]
-            seen += _look_at(model, processor, prompts, recipe, rewards, device)
+    seen: list[SeenGroup] = []
+    for start in range(0, len(sample_ids), prompts_at_once):
+        prompts = [store.get(i, model) for i in sample_ids[start : start + prompts_at_once]]
+        rows = range(start * recipe.policy.num_generations, (start + len(prompts)) * recipe.policy.num_generations)
+        seeds = [stream_seed(seed, LOOKING, row) for row in rows]
+        seen += _look_at(model, processor, prompts, recipe, rewards, seeds, device)
     model.train(was_training)
     return seen
 
@@ -105,6 +108,7 @@ def _look_at(
     prompts: Sequence[PromptInputs],
     recipe: Recipe,
     rewards: Mapping[str, Callable[[str, VideoSample], float | None]],
+    seeds: Sequence[int],
     device: torch.device,
 ) -> list[SeenGroup]:
     tokenizer, size = processor.tokenizer, recipe.policy.num_generations
@@ -113,6 +117,7 @@ def _look_at(
         prompts,
         size,
         generation_config=generation_config(recipe, model, tokenizer),
+        seeds=seeds,
         pad_token_id=tokenizer.pad_token_id,
         device=device,
     )

@@ -26,7 +26,6 @@ class Perceiver:
     def __init__(self, recipe: Recipe, layers: tuple[int, ...]):
         self.recipe, self.layers = recipe, layers
         self.where = "update"
-        self._read: dict[int, tuple[Tensor, Tensor]] = {}  # row -> attention (N, T), hidden (N, H)
 
     def attach(self, trainer: Any) -> None:
         """Decide where to read, once the trainer knows its batch layout."""
@@ -50,12 +49,12 @@ class Perceiver:
         attention = torch.cat([_widened(part.attention, parts) for part in parts])
         hidden = torch.cat([part.hidden for part in parts])
         for place, row in enumerate(rows):
-            self._read[row] = (attention[place], hidden[place])
+            trainer.rollouts.read[row] = (attention[place], hidden[place])
         if in_loss:
             inputs = trainer._loss_inputs
             weights = self._weights(trainer, rows, inputs["completion_ids"].size(1))
             inputs["advantages"] = _per_token(inputs["advantages"]) * weights
-            self._read.clear()
+            trainer.rollouts.read.clear()
 
     def after_rollouts(self, trainer: Any, output: dict[str, Any]) -> None:
         """Scale the advantages of a generation batch, where the update is not the place to do it."""
@@ -63,14 +62,14 @@ class Perceiver:
             return
         num_tokens = output["completion_ids"].size(1)
         rows = list(range(len(trainer.rollouts.prompts)))
-        if not self._read:
+        if not trainer.rollouts.read:
             with torch.no_grad(), trainer.phases("attention"):
                 chunks = trainer._chunks(rows, trainer.args.per_device_train_batch_size)
                 parts = [trainer.score_rows(trainer.model, c, num_tokens, reading=True) for c in chunks]
             self.collect(trainer, [row for c in chunks for row in c], parts, in_loss=False)
         weights = self._weights(trainer, rows, num_tokens)
         output["advantages"] = _per_token(output["advantages"]) * weights
-        self._read.clear()
+        trainer.rollouts.read.clear()
 
     def _weights(self, trainer: Any, rows: Sequence[int], num_tokens: int) -> Tensor:
         """(len(rows), num_tokens) weights of local rows; their groups are completed from other devices if split."""
@@ -95,14 +94,14 @@ class Perceiver:
 
     def _local(self, trainer: Any, rows: Sequence[int], num_tokens: int) -> dict[str, Tensor]:
         rollouts, device = trainer.rollouts, trainer.accelerator.device
-        frames = max(self._read[r][0].shape[-1] for r in rows)
+        frames = max(rollouts.read[r][0].shape[-1] for r in rows)
         attention = torch.zeros(len(rows), num_tokens, frames, device=device)
         for place, row in enumerate(rows):
-            read = self._read[row][0]
-            attention[place, :, : read.shape[-1]] = read
+            read = rollouts.read[row][0]
+            attention[place, : read.shape[0], : read.shape[1]] = read
         return {
             "attention": attention,
-            "hidden": torch.stack([self._read[r][1] for r in rows]),
+            "hidden": _stacked([rollouts.read[r][1] for r in rows], num_tokens),
             "lengths": torch.tensor([rollouts.lengths[r] for r in rows], device=device),
             "accuracy": rollouts.rewards["accuracy"][list(rows)].to(device),
             "frames": torch.tensor([rollouts.prompts[r].num_frames for r in rows], device=device),
@@ -174,6 +173,11 @@ def _gathered(accelerator: Any, local: dict[str, Tensor]) -> dict[str, Tensor]:
         padded[name] = accelerator.pad_across_processes(padded[name], dim=1)
     padded["attention"] = accelerator.pad_across_processes(padded["attention"], dim=2)
     return {name: accelerator.gather(tensor.contiguous()) for name, tensor in padded.items()}
+
+
+def _stacked(rows: Sequence[Tensor], num_tokens: int) -> Tensor:
+    """(N_i, H) each, padded to (len(rows), num_tokens, H): refilled groups may have been drawn shorter."""
+    return torch.stack([torch.nn.functional.pad(row, (0, 0, 0, num_tokens - row.shape[0])) for row in rows])
 
 
 def _slice(view: dict[str, Tensor], start: int, size: int) -> dict[str, Tensor]:

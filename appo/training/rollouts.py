@@ -7,6 +7,7 @@ APPO needs of the attention is read later, in the pass that scores or trains on 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from appo.modeling.features import base_model
 from appo.modeling.inputs import PromptInputs, vision_kwargs
+from appo.training.sampling import DrawPerRow
 
 
 @torch.no_grad()
@@ -24,12 +26,15 @@ def generate_groups(
     num_generations: int,
     *,
     generation_config: Any,
+    seeds: Sequence[int] | None = None,
     pad_token_id: int,
     device: torch.device,
 ) -> list[list[int]]:
     """Sample `num_generations` completions for each prompt, group after group; EOS included, padding not.
 
-    Returns len(prompts) * num_generations lists of token ids, each at least one token long.
+    seeds: one for each completion (see `appo.training.sampling`); None draws as `generation_config` says, for greedy
+    decoding. Returns as many lists of token ids, each at least
+    one token long.
     """
     ids, mask, positions = left_padded(prompts, pad_token_id, device)
     width = ids.shape[1]
@@ -38,13 +43,37 @@ def generate_groups(
     # transformers continues positions from the attention mask's count plus this offset of each row.
     deltas = [int(p.positions.max()) + 1 - len(p.ids) for p in prompts]
     base_model(model).rope_deltas = torch.tensor(deltas, device=device).repeat_interleave(num_generations)[:, None]
+    processors: list[Any] = []
+    if seeds is not None:
+        # Temperature and truncation are given as processors because the draw itself is one: see `sampling`.
+        processors = [*warpers(generation_config), DrawPerRow(seeds, device)]
+        generation_config = copy.deepcopy(generation_config)
+        generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None, min_p=None)
     sampled = model.generate(
         input_ids=ids.repeat_interleave(num_generations, dim=0),
         attention_mask=mask.repeat_interleave(num_generations, dim=0),
         past_key_values=cache,
         generation_config=generation_config,
+        logits_processor=processors,
     )
     return until_eos(sampled[:, width:], generation_config.eos_token_id)
+
+
+def warpers(generation_config: Any) -> list[Any]:
+    """transformers' processors for temperature, top-k, top-p and min-p, in its own order."""
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    settings = generation_config
+    found: list[Any] = []
+    if settings.temperature not in (None, 1.0):
+        found.append(TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k:
+        found.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p is not None and settings.top_p < 1.0:
+        found.append(TopPLogitsWarper(settings.top_p))
+    if settings.min_p:
+        found.append(MinPLogitsWarper(settings.min_p))
+    return found
 
 
 def prefill(

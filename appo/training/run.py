@@ -19,7 +19,7 @@ from appo.data.frames import open_frames
 from appo.data.manifest import Manifest, read_manifest
 from appo.data.schema import VideoSample
 from appo.policy import PolicySettings, settings_for
-from appo.rewards import RewardFunction, reward_functions
+from appo.rewards import RewardFunction
 from appo.storage import write_atomic
 
 STEPS_TO_WARM_UP = 2  # left out of the throughput: first calls allocate and choose kernels
@@ -147,9 +147,11 @@ class _Session:
         tracker: Any,
         progress: bool,
     ) -> _Session:
+        from appo.modeling.feature_cache import open_cache
         from appo.modeling.loading import load_policy, load_processor
         from appo.training.arguments import quiet, training_arguments, training_rows
         from appo.training.perceiving import Perceiver, layers_to_read
+        from appo.training.rewarding import task_rewards, trl_rewards
         from appo.training.records import StepRecorder, StopOnSignal, WholeCheckpoints
         from appo.training.store import PromptStore
         from appo.training.trainer import VideoGRPOTrainer
@@ -159,14 +161,11 @@ class _Session:
         processor = load_processor(model_path)
         model = load_policy(model_path, recipe.model)
         samples = manifest.split("train")
-        encode_once = recipe.training.feature_cache and recipe.model.freeze_vision
-        store = PromptStore(
-            manifest.samples, open_frames(manifest, recipe), processor, recipe, encode_once=encode_once
-        )
-        rewards = reward_functions(recipe)
+        cache = open_cache(recipe, model)
+        store = PromptStore(manifest.samples, open_frames(manifest, recipe), processor, recipe, cache=cache)
+        rewards = task_rewards(recipe)
         arguments = training_arguments(recipe, settings, out / "checkpoints", seed, num_prompts=len(samples))
-        weights = _reward_weights(settings, rewards)
-        arguments.reward_weights = weights
+        functions, arguments.reward_weights = trl_rewards(recipe, settings, rewards, store)
         bar = f"{algorithm_label(settings)} seed {seed}" if progress else None
         recorder = StepRecorder(
             out / "metrics.jsonl", prompts_per_step=recipe.training.prompts_per_step, tracker=tracker, progress=bar
@@ -177,7 +176,7 @@ class _Session:
             perceiver = Perceiver(recipe, layers_to_read(recipe, model))
         trainer = VideoGRPOTrainer(
             model=model,
-            reward_funcs=[_for_trl(name, rewards[name], store) for name in rewards],
+            reward_funcs=functions,
             args=arguments,
             train_dataset=training_rows(samples),
             processing_class=processor,
@@ -192,20 +191,17 @@ class _Session:
         session = cls(
             recipe, seed, settings.algorithm, trainer, processor, store, recorder, stop, rewards, [], progress
         )
-        session.parts = session.describe(encode_once)
+        session.parts = session.describe()
         session.say("; ".join(session.parts))
         return session
 
-    def describe(self, encode_once: bool) -> list[str]:
+    def describe(self) -> list[str]:
         """Which savings are active, and why others are not: the start-up line."""
+        from appo.modeling.feature_cache import describe
+
         training = self.recipe.training
         parts = ["shared prefix on" if training.shared_prefix else "shared prefix off (training.shared_prefix)"]
-        if encode_once:
-            parts.append("vision features computed once")
-        elif not self.recipe.model.freeze_vision:
-            parts.append("vision features not kept (the tower trains)")
-        else:
-            parts.append("vision features not kept (training.feature_cache)")
+        parts.append(describe(self.recipe))
         if self.trainer.perceiver is not None:
             where = {"update": "in the update's own forward pass", "scoring": "in the scoring pass"}
             parts.append(f"frame attention read {where[self.trainer.perceiver.where]}")
@@ -230,23 +226,6 @@ class _Session:
 
 def algorithm_label(settings: PolicySettings) -> str:
     return settings.algorithm.upper().replace("_", "-")
-
-
-def _for_trl(name: str, function: RewardFunction, store: Any) -> Any:
-    def reward(completions: Any, sample_id: list[str], **_: Any) -> list[float | None]:
-        return [
-            function(completion[0]["content"], store.sample(one))
-            for completion, one in zip(completions, sample_id, strict=True)
-        ]
-
-    reward.__name__ = name
-    return reward
-
-
-def _reward_weights(settings: PolicySettings, rewards: dict[str, RewardFunction]) -> list[float]:
-    """TRL's weights in the order of the reward functions; what no stream names (accuracy, at times) weighs 0."""
-    total = {name: weight for stream in settings.streams for name, weight in stream.rewards.items()}
-    return [float(total.get(name, 0.0)) for name in rewards]
 
 
 def _lora(recipe: Recipe) -> Any:

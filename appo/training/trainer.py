@@ -9,7 +9,6 @@ Only wiring. Overridden hooks, each the narrowest that does it:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,24 +20,16 @@ from appo.config import Recipe
 from appo.modeling import loading
 from appo.modeling.inputs import PromptInputs
 from appo.policy import PolicySettings
+from appo.policy.advantages import token_advantages
+from appo.policy.spans import tag_masks, token_bytes
 from appo.training.perceiving import Perceiver
 from appo.training.phases import Phases
+from appo.training.refill import Rollouts, refill
 from appo.training.rollouts import generate_groups, placeholder_tokens
+from appo.training.sampling import stream_seed
 from appo.training.sampler import EpochRepeatSampler
 from appo.training.scoring import Row, Scores, score
 from appo.training.store import PromptStore
-
-
-@dataclass
-class Rollouts:
-    """What TRL's batch dictionary has no place for, by row of the generation batch of this process."""
-
-    prompts: list[PromptInputs]
-    groups: list[int]
-    lengths: list[int] = field(default_factory=list)
-    tokens: list[Tensor] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    rewards: dict[str, Tensor] = field(default_factory=dict)  # name -> (B,), NaN where there is none
 
 
 class VideoGRPOTrainer(GRPOTrainer):
@@ -56,9 +47,11 @@ class VideoGRPOTrainer(GRPOTrainer):
         self.recipe, self.settings, self.store, self.perceiver = recipe, settings, store, perceiver
         self.phases = Phases()
         self.rollouts: Rollouts | None = None
+        self._round = 0  # of dynamic sampling, within a step
         self._rows: list[int] | None = None
         self._loss_inputs: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
+        self._refuse_split_groups()
         if not self.use_vllm:
             # TRL rules out image tokens only; a sampled video token would stand for features that do not exist.
             self.generation_config.suppress_tokens = placeholder_tokens(self._policy())
@@ -66,6 +59,21 @@ class VideoGRPOTrainer(GRPOTrainer):
             loading.prepare(self.accelerator.unwrap_model(self.ref_model))
         if perceiver is not None:
             perceiver.attach(self)
+
+    def _refuse_split_groups(self) -> None:
+        """Refilling and separate streams look at whole groups; APPO alone also works on split ones."""
+        rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        if rows % self.num_generations == 0:
+            return
+        for name, used in (
+            ("policy.dynamic_sampling=true", self.settings.dynamic_sampling),
+            ("policy.algorithm=pa_grpo", len(self.settings.streams) > 1),
+        ):
+            if used:
+                raise ValueError(
+                    f"{name}: needs whole groups on a process, but one holds {rows} completions a step and "
+                    f"policy.num_generations={self.num_generations}; raise training.prompts_per_step"
+                )
 
     # Data -----------------------------------------------------------------------------------------------------
 
@@ -97,17 +105,42 @@ class VideoGRPOTrainer(GRPOTrainer):
     # Rollouts -------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._round = 0
+        output = self.draw(inputs)
+        if self.settings.dynamic_sampling and self.model.training:
+            output = refill(self, output)
+        output["row"] = torch.arange(len(inputs), device=output["advantages"].device)
+        if len(self.settings.streams) > 1:
+            output["advantages"] = self._advantages_by_stream(output["completion_ids"].size(1))
+        if self.perceiver is not None:
+            self.perceiver.after_rollouts(self, output)
+        return output
+
+    def draw(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Roll out and score one batch of rows, leaving what TRL's dictionary cannot hold in `rollouts`."""
         first = self.accelerator.process_index * len(inputs)
         self.rollouts = Rollouts(
             prompts=[self.store.get(row["sample_id"], self._policy()) for row in inputs],
             groups=[(first + place) // self.num_generations for place in range(len(inputs))],
+            seeds=[self._seed(first + place) for place in range(len(inputs))],
         )
         self._rows = list(range(len(inputs)))
-        output = super()._generate_and_score_completions(inputs)
-        output["row"] = torch.arange(len(inputs), device=output["advantages"].device)
-        if self.perceiver is not None:
-            self.perceiver.after_rollouts(self, output)
-        return output
+        return super()._generate_and_score_completions(inputs)
+
+    def _advantages_by_stream(self, num_tokens: int) -> Tensor:
+        """PA-GRPO: every token takes the advantage of the stream that its tag names; (B, N)."""
+        convert = self._tokenizer.convert_ids_to_tokens
+        special = set(self._tokenizer.all_special_ids)
+        pieces = [
+            # An end token adds nothing to the text that was rewarded.
+            [b"" if i in special else piece for i, piece in zip(ids, token_bytes(convert(ids)), strict=True)]
+            for ids in (tokens.tolist() for tokens in self.rollouts.tokens)
+        ]
+        device = self.accelerator.device
+        spans = {tag: mask.to(device) for tag, mask in tag_masks(pieces, num_tokens).items()}
+        return token_advantages(
+            self.settings.streams, self.rollouts.rewards, self.num_generations, num_tokens, spans=spans
+        )
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [prompt.ids.tolist() for prompt in self.rollouts.prompts], None, {}
@@ -146,6 +179,7 @@ class VideoGRPOTrainer(GRPOTrainer):
                 prompts,
                 sizes[0],
                 generation_config=self.generation_config,
+                seeds=self.rollouts.seeds,
                 pad_token_id=self._tokenizer.pad_token_id,
                 device=self.accelerator.device,
             ), None
@@ -222,6 +256,10 @@ class VideoGRPOTrainer(GRPOTrainer):
                 chunks.append([])
             chunks[-1].extend(group)
         return chunks
+
+    def _seed(self, completion: int) -> int:
+        """Of a completion of this step, whichever process draws it."""
+        return stream_seed(self.args.seed, self.state.global_step, self._round, completion)
 
     def _policy(self) -> Any:
         return self.accelerator.unwrap_model(self.model)

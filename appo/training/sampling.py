@@ -1,0 +1,40 @@
+"""Random draws that belong to a completion, not to a process: rollouts a function of (seed, step, round, completion).
+
+torch's global generator would give other completions when the same step is cut into other micro-batches or spread
+over other devices. Here every completion has its own stream, and a token is drawn by the Gumbel-max trick: argmax of
+log-probabilities plus Gumbel noise is an exact sample of the distribution (Gumbel 1954; Maddison et al. 2014).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+
+def stream_seed(*key: int) -> int:
+    """63 bits that any change of the key changes throughout."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class DrawPerRow(LogitsProcessor):
+    """Last of the logits processors: adds each row's own Gumbel noise, so that taking the largest is sampling.
+
+    seeds: one for each row of the batch. For use with `do_sample=False`, after temperature and truncation.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device):
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self._noise: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self._noise is None:
+            self._noise = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
+        for row, generator in zip(self._noise, self._generators, strict=True):
+            # -log of an exponential variable is a Gumbel one; unlike -log(-log(u)) it has no u = 0.
+            row.exponential_(generator=generator)
+        return scores.float() - self._noise.log()
