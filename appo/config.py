@@ -61,7 +61,9 @@ class Data(Section):
     annotations: str | None = Field(None, description="file or s3:// URI of the publisher's records")
     root: str | None = Field(None, description="folder, s3:// URI or archive that the records' paths start from")
     template: Literal["reasoning", "grounding", "observation", "bare"] = "reasoning"
-    quotas: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    quotas: dict[str, Annotated[int, Field(ge=0)] | Literal["all"]] = Field(
+        default_factory=dict, description="source -> how many samples, or all; without quotas everything is taken"
+    )
     problem_types: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="source -> the only types of question taken from it"
     )
@@ -70,6 +72,9 @@ class Data(Section):
     validation_share: Share = 0.0
     test_share: Share = 0.0
     seed: int = 0
+    leakage: dict[str, str] = Field(
+        default_factory=dict, description="benchmark -> its manifest, folder of videos or list of names to compare with"
+    )
     max_reject_rate: Share = 0.01
     workers: Positive = 2
     decode_timeout_s: Annotated[float, Field(gt=0)] = 120.0
@@ -192,8 +197,9 @@ class Training(Section):
     vllm_gpu_memory_utilization: Share = 0.3
     shared_prefix: bool = True
     feature_cache: bool = True
-    feature_cache_dir: str | None = None
-    feature_cache_gib: Annotated[float, Field(gt=0)] = 8.0
+    feature_cache_dir: str | None = Field(None, description="folder or s3:// URI shared by runs; null: memory only")
+    feature_cache_gib: Annotated[float, Field(gt=0)] = Field(8.0, description="bound of feature_cache_dir")
+    feature_cache_memory_gib: Annotated[float, Field(gt=0)] = Field(4.0, description="bound of each process")
     distributed: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"
 
 

@@ -15,24 +15,27 @@ from torch import Tensor
 
 from appo.data.messages import prompt_messages
 from appo.data.schema import VideoSample
-from appo.data.video import VideoFrames
 from appo.modeling import features as vision_features
 from appo.modeling.positions import VIDEO
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from appo.data.video import VideoFrames
+
 
 @dataclass(frozen=True, slots=True)
 class Vision:
     """The pixels of a prompt's videos or images; `features` replace them once the frozen tower has run.
 
-    pixels: (patches, channels * time * height * width). grid_thw: (n, 3) before merging.
+    pixels: (patches, channels * time * height * width). grid_thw: (n, 3) before merging. key: what a feature cache
+    knows the features by.
     """
 
     pixels: Tensor
     grid_thw: Tensor
     features: Tensor | None = None
+    key: str | None = None
 
     @property
     def tower_input(self) -> Tensor:
@@ -137,6 +140,15 @@ def build_inputs(
     )
 
 
+def stripped(inputs: PromptInputs) -> PromptInputs:
+    """The same prompt without the numbers of its pixels and features: small enough to keep by the thousand."""
+
+    def bare(vision: Vision | None) -> Vision | None:
+        return None if vision is None else replace(vision, pixels=vision.pixels[:0].clone(), features=None)
+
+    return replace(inputs, video=bare(inputs.video), image=bare(inputs.image))
+
+
 def with_features(inputs: PromptInputs, model: Any) -> PromptInputs:
     """The same prompt with its frozen features computed; pixels are dropped."""
 
@@ -144,7 +156,8 @@ def with_features(inputs: PromptInputs, model: Any) -> PromptInputs:
         if vision is None or vision.features is not None:
             return vision
         found = torch.cat(vision_features.encode(model, kind, vision.pixels, vision.grid_thw))
-        return Vision(vision.pixels[:0], vision.grid_thw, found)
+        # A slice would keep all pixels alive.
+        return Vision(vision.pixels[:0].clone(), vision.grid_thw, found)
 
     return replace(inputs, video=encoded(inputs.video, "video"), image=encoded(inputs.image, "image"))
 

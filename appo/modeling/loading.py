@@ -5,12 +5,14 @@ Also the one place that says which parts of a model train (vision tower frozen, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from appo.config import Model
 from appo.modeling import attention, features, positions
+
+if TYPE_CHECKING:
+    from appo.config import Model
 
 
 def load_processor(path: str) -> Any:
