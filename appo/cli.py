@@ -1,7 +1,7 @@
 """The command `appo`: one door to every step and to whole pipelines.
 
-Free of torch, kfp and mlflow until a command that needs them runs, so that `--help` answers at once. Mistakes of
-the person at the keyboard end with one clear line and exit status 2, not with a traceback.
+Free of torch, kfp and mlflow until a command that needs them runs, so that `--help` answers at once.
+Mistakes of the person at the keyboard end with one clear line and exit status 2, not with a traceback.
 """
 
 from __future__ import annotations

@@ -79,17 +79,17 @@ def evaluate(
 ) -> None:
     """Generate with vLLM, parse and score; finished items are not generated again."""
     from appo.config import load_recipe
-    from appo.evaluation.run import evaluate as run_evaluation
 
+    settings = load_recipe(recipe, overrides)
     checkpoints = {}
     for item in checkpoint:
         name, equals, path = item.partition("=")
         if not equals or not name or not path:
             raise typer.BadParameter(f"--checkpoint {item}: write it as NAME=PATH")
         checkpoints[name] = path
-    results = run_evaluation(
-        load_recipe(recipe, overrides), checkpoints=checkpoints, manifest_path=manifest, out=out
-    )
+    from appo.evaluation.run import evaluate as run_evaluation
+
+    results = run_evaluation(settings, checkpoints=checkpoints, manifest_path=manifest, out=out)
     typer.echo(json.dumps(results, indent=2, default=str))
 
 

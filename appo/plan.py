@@ -1,8 +1,8 @@
 """A resolved recipe and a storage root -> where each step of a run finds and leaves its files.
 
-Standard library and config only: the first step of every pipeline, the command line and the tests read it. Names
-carry a digest of just the settings that made the files, so that two runs share a set or a warm start exactly when
-they asked for the same one, and a changed setting never continues another setting's training.
+Standard library and config only: the first step of every pipeline, the command line and the tests read it.
+Names carry a digest of just the settings that made the files, so that two runs share a set or a warm start
+exactly when they asked for the same one, and a changed setting never continues another setting's training.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from appo.config import Perception, Recipe, RecipeError, load_recipe, parse_recipe
+from appo.config import Perception, Recipe, RecipeError, load_recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,9 @@ def load_text(text: str, overrides: Sequence[str]) -> Recipe:
 
 
 def trainings(recipe: Recipe) -> list[Training]:
-    """Every algorithm with every seed; seeds outermost, so that two finished trainings are already a comparison."""
+    """Every algorithm with every seed; seeds outermost, so that two finished trainings are already a
+    comparison.
+    """
     return [Training(algorithm, seed) for seed in recipe.training.seeds for algorithm in recipe.algorithms]
 
 
@@ -95,7 +97,9 @@ def layout(recipe: Recipe, storage: str) -> Layout:
 
 
 def assembly_recipe(recipe: Recipe) -> Recipe:
-    """The recipe with everything at its default that assembly does not read: equal for runs that share a set."""
+    """The recipe with everything at its default that assembly does not read: equal for runs that share a
+    set.
+    """
     return Recipe(
         name="assembly",
         data=recipe.data,

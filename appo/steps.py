@@ -1,7 +1,7 @@
 """What each step of a pipeline does, in terms of the library: plain arguments in, a `Done` out.
 
-The components call these and decide nothing; the command line calls them for single steps. A step computes in a
-folder of this machine (the storage root itself, or a scratch folder when storage is S3), then publishes.
+The components call these and decide nothing; the command line calls them for single steps. A step computes
+in a folder of this machine (the storage root itself, or a scratch folder when storage is S3), then publishes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from appo import plan
 from appo.config import Recipe, RecipeError
-from appo.folders import fetch_folder, local_folder, publish_folder
+from appo.folders import Mirror, fetch_folder, local_folder, publish_folder
 from appo.plan import Training
 from appo.storage import write_atomic
 
@@ -23,7 +23,8 @@ from appo.storage import write_atomic
 class Done:
     """What a finished step tells the next one.
 
-    location: folder or s3:// prefix of the whole result. metadata: shown beside the artifact, read by later steps.
+    location: folder or s3:// prefix of the whole result. metadata: shown beside the artifact, read by later
+    steps.
     metrics: numbers for the run's page. text: the artifact's own content (a summary, a card, a report).
     """
 
@@ -93,18 +94,13 @@ def base_model(recipe: Recipe, storage: str, *, manifest: str) -> Done:
 
 
 def train(recipe: Recipe, storage: str, training: Training, *, manifest: str, model: str) -> Done:
-    """One algorithm with one seed; continues from its newest whole checkpoint, and is not repeated when finished."""
-    from appo.training.run import train as run_training
-
+    """One algorithm with one seed; continues from its newest whole checkpoint, and is not repeated when
+    finished.
+    """
     place = _Place(plan.layout(recipe, storage).training(training))
-    run_training(
-        recipe,
-        algorithm=training.algorithm,
-        seed=training.seed,
-        manifest_path=_file(manifest),
-        model_path=_model(model),
-        out=place.local,
-    )
+    with Mirror(place.local, place.location):
+        if not (place.local / "summary.json").is_file():
+            _train(recipe, storage, training, place.local, _file(manifest), _model(model))
     place.publish()
     summary = json.loads((place.local / "summary.json").read_text(encoding="utf-8"))
     return Done(
@@ -113,6 +109,34 @@ def train(recipe: Recipe, storage: str, training: Training, *, manifest: str, mo
         metrics=_numbers(summary),
         text=json.dumps(summary, indent=2),
     )
+
+
+def _train(
+    recipe: Recipe, storage: str, training: Training, out: Path, manifest_path: Path, model_path: str
+) -> None:
+    from appo.data.manifest import read_manifest
+    from appo.tracking import start_training
+    from appo.training.run import train as run_training
+
+    tracker = start_training(
+        recipe,
+        local_folder(storage),
+        algorithm=training.algorithm,
+        seed=training.seed,
+        model=model_path,
+        manifest_digest=read_manifest(manifest_path).digest,
+        journals=out / "tracking",
+    )
+    with tracker:
+        run_training(
+            recipe,
+            algorithm=training.algorithm,
+            seed=training.seed,
+            manifest_path=manifest_path,
+            model_path=model_path,
+            out=out,
+            tracker=tracker,
+        )
 
 
 def evaluate(

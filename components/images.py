@@ -1,6 +1,7 @@
 """Which image each step runs in. One place; `appo pipeline compile --images --tag` sets it for a cluster.
 
-The names hold "python" because the local runner takes that as a sign that it may run the step without the image.
+The names hold "python" because the local runner takes that as a sign that it may run the step without the
+image.
 """
 
 from __future__ import annotations

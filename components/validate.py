@@ -27,8 +27,8 @@ def validate(
 def plan_trainings(recipe: str) -> List[Dict[str, str]]:  # noqa: UP006
     """Every algorithm with every seed, each with its recipe: what the trainings fan out over.
 
-    The recipe travels in the item because kfp.local puts the item in place of every parameter that a loop reads
-    from a step outside.
+    The recipe travels in the item because kfp.local puts the item in place of every parameter that a loop
+    reads from a step outside.
     """
     from appo import plan
     from appo.config import parse_recipe

@@ -56,6 +56,27 @@ def run(
     _say_results(folder, Path(plan.layout(resolved, str(folder)).report))
 
 
+@pipeline.command("compile")
+def compile_(
+    name: NameArgument = NAMES[0],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="default: build/pipelines/NAME.yaml")
+    ] = None,
+    recipe: RecipeOption = "demo",
+    overrides: SetOption = [],  # noqa: B006
+    images: Annotated[
+        str, typer.Option(help="registry and path of the images, such as registry.example/appo")
+    ] = "",
+    tag: Annotated[str, typer.Option(help="tag of the images; default: the version of appo")] = "",
+) -> None:
+    """Write a pipeline's YAML for Kubeflow Pipelines; pods ask for what the recipe's cluster section says."""
+    from pipelines.compile import compile_pipeline
+
+    path = out or Path("build/pipelines") / f"{name}.yaml"
+    compile_pipeline(name, path, recipe=recipe, overrides=overrides, images=images, tag=tag)
+    typer.echo(f"pipeline: {path}")
+
+
 def _say_results(folder: Path, report: Path) -> None:
     table = report / "table.txt"
     if table.is_file():

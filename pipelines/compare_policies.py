@@ -1,6 +1,7 @@
 """GRPO, DAPO and APPO from the same weights, on the same data, with the same seeds -> one comparison.
 
-`appo pipeline run` executes this very graph on one machine; `appo pipeline compile` turns it into a cluster's YAML.
+`appo pipeline run` executes this very graph on one machine; `appo pipeline compile` turns it into a
+cluster's YAML.
 """
 
 from typing import List  # noqa: UP035 - KFP reads this annotation

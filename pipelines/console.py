@@ -1,8 +1,8 @@
 """Output of running steps -> a story on the screen, and everything else in log files.
 
-What a step prints to stdout is meant for the person watching; stderr (libraries, warnings) goes to the step's log.
-Progress bars are recognised by the way they overwrite their line: on a terminal each running step keeps one live
-line, elsewhere (a CI log) its state is printed now and then.
+What a step prints to stdout is meant for the person watching; stderr (libraries, warnings) goes to the
+step's log. Progress bars are recognised by the way they overwrite their line: on a terminal each running
+step keeps one live line, elsewhere (a CI log) its state is printed now and then.
 """
 
 from __future__ import annotations
@@ -128,15 +128,26 @@ class Step:
             self._story.say(f"[bold green]✓[/] [bold]{escape(self.label):<20}[/] {took}")
             return
         self._story.say(f"[bold red]✗[/] [bold]{escape(self.label):<20}[/] failed after {took}")
-        for line in self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]:
+        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in _reason(lines):
             self._story.say(f"    [red]{escape(line)}[/]")
         self._story.say(f"    the whole log: {escape(str(self.log_path))}")
+
+
+def _reason(lines: list[str]) -> list[str]:
+    """The end of a failed step's log: its last lines, without the frames of KFP's executor."""
+    start = max(0, len(lines) - TAIL_LINES)
+    for number in range(len(lines) - 1, start, -1):
+        if "ephemeral_component.py" in lines[number] or lines[number].startswith("Traceback"):
+            return [line for line in lines[number + 1 :] if line.strip(" ^~")]
+    return lines[start:]
 
 
 def pieces(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
     """A byte stream -> (text without control codes, whether it was written to be overwritten).
 
-    tqdm begins each state with a carriage return, rich erases the line first; both end one by writing the next.
+    tqdm begins each state with a carriage return, rich erases the line first; both end one by writing the
+    next.
     """
     buffer = b""
     fresh = False  # the current line began by erasing another one

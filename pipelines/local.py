@@ -1,8 +1,8 @@
 """A compiled graph -> run on this machine by kfp.local, step by step in processes of their own.
 
-Finished steps are kept in a cache beside the run's files: the same command again continues. kfp.local streams all
-that its steps print, interleaved; the four functions of kfp that do so are replaced while a graph runs (kfp is
-pinned below 2.18 for that reason, and a test runs a graph through the replacements).
+Finished steps are kept in a cache beside the run's files: the same command again continues. kfp.local
+streams all that its steps print, interleaved; the four functions of kfp that do so are replaced while a
+graph runs (kfp is pinned below 2.18 for that reason, and a test runs a graph through the replacements).
 """
 
 from __future__ import annotations
@@ -71,8 +71,11 @@ def run_graph(graph: Any, arguments: Mapping[str, Any], *, folder: Path, story: 
 @contextlib.contextmanager
 def _told_by(story: Story, logs: Path) -> Iterator[None]:
     running: set[subprocess.Popen[bytes]] = set()
+    stopping = threading.Event()
 
     def run_step(full_command: list[str], env_vars: Mapping[str, str] | None = None) -> int:
+        if stopping.is_set():  # kfp's threads go on with the loop's other iterations
+            return 1
         name, inputs = _called(full_command)
         label = f"{inputs['algorithm']} seed {inputs['seed']}" if name == "train" else name.replace("_", " ")
         step = story.step(label, DOING.get(name, name), logs / f"{label.replace(' ', '-')}.log")
@@ -99,6 +102,7 @@ def _told_by(story: Story, logs: Path) -> Iterator[None]:
         return code
 
     def interrupt(number: int, frame: Any) -> None:
+        stopping.set()
         for process in list(running):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -161,7 +165,9 @@ def _environment(name: str) -> dict[str, str]:
 
 
 def _forget_old_runs(root: Path, keep: int = 5) -> None:
-    """kfp makes a folder a run and the cache points into any of them: drop only those without files in use."""
+    """kfp makes a folder a run and the cache points into any of them: drop only those without files in
+    use.
+    """
     used = {
         path for entry in (root / "cache").glob("*.json") for path in _paths(json.loads(entry.read_text()))
     }

@@ -1,0 +1,58 @@
+"""A graph -> the YAML that Kubeflow Pipelines runs; equal input gives equal bytes.
+
+`python -m pipelines.compile FOLDER` writes every pipeline: the golden files that the tests compare with.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from appo.config import load_recipe
+from appo.storage import write_atomic
+from pipelines import catalog
+
+
+def compile_pipeline(
+    name: str,
+    path: Path,
+    *,
+    recipe: str = "demo",
+    overrides: Sequence[str] = (),
+    images: str = "",
+    tag: str = "",
+) -> None:
+    """Write pipeline `name` to `path`, with pods as the recipe's cluster section asks.
+
+    images, tag: where the cluster finds the images; must be given before the components are imported.
+    Raises UnknownPipeline or RecipeError before anything is written.
+    """
+    resolved = load_recipe(recipe, overrides)
+    for variable, value in {"APPO_IMAGES": images, "APPO_IMAGE_TAG": tag}.items():
+        if value:
+            os.environ[variable] = value
+    from kfp import compiler
+
+    graph = catalog.build(name, resolved.cluster)
+    # A shipped recipe goes by name, a file or a changed one as its text: on one line, since KFP repeats
+    # defaults in the comment at the head of the file.
+    shipped = not overrides and not recipe.endswith((".yaml", ".yml"))
+    parameters = {"recipe": recipe if shipped else resolved.to_json()}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(graph, str(made), pipeline_parameters=parameters)
+        write_atomic(path, made.read_bytes())
+
+
+def main(folder: str) -> None:
+    for name in catalog.NAMES:
+        compile_pipeline(name, Path(folder) / f"{name}.yaml")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

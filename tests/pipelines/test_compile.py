@@ -1,0 +1,100 @@
+"""Compiled pipelines: the same bytes for the same input, equal to the golden files, small components."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines import catalog
+from pipelines.compile import compile_pipeline
+
+GOLDEN = Path(__file__).parent / "golden"
+REPOSITORY = Path(__file__).parents[2]
+COMPONENT_LINES = 40
+
+
+def spec(path: Path) -> tuple[dict, dict]:
+    pipeline, platform = yaml.safe_load_all(path.read_text())
+    return pipeline, platform
+
+
+@pytest.mark.parametrize("name", catalog.NAMES)
+def test_compiled_pipeline_equals_its_golden_file(name: str, tmp_path: Path) -> None:
+    compile_pipeline(name, tmp_path / "made.yaml")
+    assert (tmp_path / "made.yaml").read_bytes() == (GOLDEN / f"{name}.yaml").read_bytes(), (
+        "if the change is meant: make golden, and read the difference"
+    )
+
+
+def test_hash_seed_does_not_change_the_yaml(tmp_path: Path) -> None:
+    """Sets and dictionaries iterate in another order in another process; the YAML must not."""
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-m", "pipelines.compile", str(tmp_path / seed)]
+        subprocess.run(command, env=environment, cwd=REPOSITORY, check=True, capture_output=True)
+    for name in catalog.NAMES:
+        one, other = (tmp_path / seed / f"{name}.yaml" for seed in ("1", "2"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_images_and_pods_follow_the_settings(tmp_path: Path) -> None:
+    overrides = (
+        "cluster.gpus_per_node=4",
+        "cluster.queue=video",
+        "cluster.node_selector={pool: h200}",
+        "cluster.tolerations=[{key: gpu, operator: Exists, effect: NoSchedule}]",
+        "cluster.image_pull_secrets=[registry]",
+        "cluster.shared_memory_gib=32",
+        "cluster.deadline_hours=2",
+    )
+    code = (
+        "from pathlib import Path; from pipelines.compile import compile_pipeline as c; import sys;"
+        "c('compare_policies', Path(sys.argv[1]), overrides=sys.argv[2:], images='reg.example/a', tag='9')"
+    )
+    path = tmp_path / "made.yaml"
+    subprocess.run([sys.executable, "-c", code, str(path), *overrides], cwd=REPOSITORY, check=True)
+    pipeline, platform = spec(path)
+    train = pipeline["deploymentSpec"]["executors"]["exec-train"]["container"]
+    assert train["image"] == "reg.example/a/train-python3.11:9"
+    assert train["resources"]["accelerator"]["resourceCount"] == "4"
+    light = pipeline["deploymentSpec"]["executors"]["exec-assemble"]["container"]
+    assert "accelerator" not in light["resources"]
+    pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]
+    assert pod["activeDeadlineSeconds"] == "7200"
+    assert pod["emptyDirMounts"][0] == {
+        "medium": "Memory",
+        "mountPath": "/dev/shm",
+        "sizeLimit": "32Gi",
+        "volumeName": "shm",
+    }
+    assert pod["nodeSelector"]["labels"] == {"pool": "h200"}
+    assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert pod["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "video"}
+    assert pod["imagePullSecret"][0]["secretName"] == "registry"
+
+
+def test_nothing_takes_a_gpu_before_the_recipe_is_checked() -> None:
+    for name in catalog.NAMES:
+        pipeline, _ = spec(GOLDEN / f"{name}.yaml")
+        tasks = pipeline["root"]["dag"]["tasks"]
+
+        def before(task: str, tasks: dict = tasks) -> set[str]:
+            direct = tasks[task].get("dependentTasks", [])
+            return {task, *direct, *(name for other in direct for name in before(other))}
+
+        assert not tasks["validate"].get("dependentTasks")
+        assert all("validate" in before(task) for task in tasks)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "components").glob("*.py")), ids=lambda path: path.name)
+def test_components_stay_small(path: Path) -> None:
+    import ast
+
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < COMPONENT_LINES

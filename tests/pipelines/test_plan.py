@@ -1,0 +1,68 @@
+"""Where a run's files lie: equal work in equal places, changed settings never in the place of others."""
+
+from __future__ import annotations
+
+import pytest
+
+from appo import plan
+from appo.config import RecipeError, load_recipe, parse_recipe
+
+
+def places(*overrides: str) -> plan.Layout:
+    return plan.layout(load_recipe("demo", overrides), "/runs")
+
+
+def test_trainings_are_every_algorithm_with_every_seed() -> None:
+    made = plan.trainings(load_recipe("demo", ["algorithms=[dapo, appo]", "training.seeds=[3, 5]"]))
+    assert [training.name for training in made] == ["dapo-seed3", "appo-seed3", "dapo-seed5", "appo-seed5"]
+
+
+@pytest.mark.parametrize(
+    ("override", "moved"),
+    [
+        ("data.seed=7", {"data", "base", "trainings", "evaluation", "report"}),
+        ("video.num_frames=8", {"data", "base", "trainings", "evaluation", "report"}),
+        ("model.warm_start.steps=9", {"base", "trainings", "evaluation", "report"}),
+        ("training.learning_rate=1", {"trainings", "evaluation", "report"}),
+        ("perception.max_weight=1.2", {"trainings", "evaluation", "report"}),
+        ("evaluation.max_tokens=9", {"evaluation"}),
+        ("training.seeds=[9]", set()),  # another seed stands beside the others
+        ("algorithms=[appo]", set()),
+        ("data.workers=1", set()),  # changes speed, not content
+        ("cluster.gpus_per_node=4", set()),
+    ],
+)
+def test_a_setting_moves_exactly_what_it_changes(override: str, moved: set[str]) -> None:
+    before, after = places(), places(override)
+    names = ("data", "base", "trainings", "evaluation", "report")
+    assert {name for name in names if getattr(before, name) != getattr(after, name)} == moved
+
+
+def test_assembly_is_shared_by_runs_that_train_otherwise() -> None:
+    one, other = load_recipe("demo"), load_recipe("demo", ["training.max_steps=1", "perception.k1=2"])
+    assert plan.assembly_recipe(one) == plan.assembly_recipe(other)
+    assert plan.base_recipe(one) == plan.base_recipe(other)
+    longer = load_recipe("demo", ["model.warm_start.steps=9"])
+    assert plan.assembly_recipe(one) == plan.assembly_recipe(longer)
+    assert plan.base_recipe(one) != plan.base_recipe(longer)
+
+
+def test_steps_agree_on_places_whichever_recipe_they_were_given() -> None:
+    recipe = load_recipe("demo", ["data.seed=3"])
+    full = plan.layout(recipe, "/runs")
+    assert plan.layout(plan.assembly_recipe(recipe), "/runs").data == full.data
+    assert plan.layout(plan.base_recipe(recipe), "/runs").base == full.base
+
+
+@pytest.mark.parametrize("form", ["to_yaml", "to_json"])
+def test_a_recipe_survives_the_way_between_steps(form: str) -> None:
+    recipe = load_recipe("demo", ["training.learning_rate=1e-6", "cluster.queue=video"])
+    text = getattr(recipe, form)()
+    assert parse_recipe(text) == recipe
+    assert plan.resolve(text) == recipe
+    assert plan.resolve(text, ["training.max_steps=3"]).training.max_steps == 3
+
+
+def test_text_that_is_no_recipe_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"recipe given as text: trainig.*unknown key"):
+        plan.resolve("name: x\ntrainig: {}\n")
