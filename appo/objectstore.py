@@ -18,12 +18,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from appo.storage import READ_CHUNK, StorageError
+from appo.storage import StorageError
 
 T = TypeVar("T")
 ATTEMPTS = 6
+MISMATCHES = 3  # of a checksum, before the stored object is blamed
 BACKOFF_S, BACKOFF_LIMIT_S = 0.2, 10.0  # doubled each time, with jitter: about 6 s over all attempts
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+PIECE_BYTES = 1 << 16  # what a broken connection can lose
 READ_AHEAD = 1 << 20  # a seek into an archive fetches at least this much
 PART_BYTES = 16 << 20  # of a multipart upload; S3 allows 10,000 parts, so objects up to 160 GB
 OUR_SHA256 = "appo-sha256"  # metadata key
@@ -58,7 +60,9 @@ def client() -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return boto3.client("s3", config=config)
+    # A session of its own: boto3's default one keeps the first credentials it finds for the life of the
+    # process.
+    return boto3.session.Session().client("s3", config=config)
 
 
 def open_object(uri: str) -> BinaryIO:
@@ -252,7 +256,7 @@ def _pieces(uri: str, start: int, end: int, etag: str) -> Iterator[bytes]:
         request = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{end - 1}", "IfMatch": etag}
         answer = _retry(uri, partial(client().get_object, **request))
         try:
-            while start < end and (piece := answer["Body"].read(min(READ_CHUNK, end - start))):
+            while start < end and (piece := answer["Body"].read(min(PIECE_BYTES, end - start))):
                 start += len(piece)
                 failures = 0
                 yield piece
@@ -296,7 +300,7 @@ def _retry(uri: str, call: Callable[[], T]) -> T:
             if attempt == ATTEMPTS:
                 raise StorageError(f"{uri}: not reached in {attempt} attempts: {error}") from error
         except _Mismatch as error:
-            if attempt >= 3:
+            if attempt == MISMATCHES:
                 raise StorageError(f"{uri}: does not match its checksum; store it again") from error
         _pause(attempt)
     raise AssertionError("unreachable: the last attempt returns or raises")

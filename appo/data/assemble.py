@@ -18,6 +18,7 @@ from typing import Any
 from appo.config import Data, Recipe
 from appo.data.card import data_card
 from appo.data.decoding import IMAGE, VIDEO, Decoded, Item, Outcome, Rejected, decode_all
+from appo.data.leakage import leakage_report
 from appo.data.manifest import relative_place, write_manifest
 from appo.data.media import MediaRoot
 from appo.data.progress import ProgressLine, progress_line
@@ -37,12 +38,15 @@ class DataQualityError(ValueError):
 
 @dataclass(frozen=True)
 class Assembled:
-    """Paths of what was written. counts: samples by split, source and type, rejects by stage, videos."""
+    """Paths of what was written. counts: samples by split, source and type, rejects by stage, videos.
+    leakage: JSON, videos shared with benchmarks' test sets.
+    """
 
     manifest: Path
     rejects: Path
     card: Path
     counts: dict[str, Any]
+    leakage: Path
 
 
 def assemble(recipe: Recipe, out: Path, *, progress: bool = True) -> Assembled:
@@ -74,8 +78,10 @@ def assemble(recipe: Recipe, out: Path, *, progress: bool = True) -> Assembled:
     counts["videos"] = {"total": sum(isinstance(o, Decoded) for i, o in outcomes.items() if i.kind == VIDEO)}
     manifest = write_manifest(out / "manifest.jsonl", kept, **_header(recipe, source, out, counts))
     card = out / "card.html"
-    write_atomic(card, data_card(manifest, recipe, rejects))
-    return Assembled(manifest.path, rejects_path, card, counts)
+    leakage = leakage_report(kept, data.leakage)
+    write_atomic(out / "leakage.json", json.dumps(leakage, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(card, data_card(manifest, recipe, rejects, leakage))
+    return Assembled(manifest.path, rejects_path, card, counts, out / "leakage.json")
 
 
 def _collect(

@@ -6,6 +6,7 @@ import base64
 import html
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from appo.config import Recipe
 from appo.data.frames import open_frames
@@ -27,7 +28,9 @@ code{background:#f1f3f7;padding:0 .2rem;overflow-wrap:anywhere}.sample{margin:1r
 """
 
 
-def data_card(manifest: Manifest, recipe: Recipe, rejects: Sequence[Reject]) -> str:
+def data_card(
+    manifest: Manifest, recipe: Recipe, rejects: Sequence[Reject], leakage: Mapping[str, Any]
+) -> str:
     """The card as a self-contained page: no script, nothing loaded from elsewhere."""
     header = manifest.header
     facts = {
@@ -51,6 +54,8 @@ def data_card(manifest: Manifest, recipe: Recipe, rejects: Sequence[Reject]) -> 
         *_samples(manifest, recipe),
         "<h2>Rejected</h2>",
         _rejects(rejects),
+        "<h2>Videos shared with benchmarks' test sets</h2>",
+        _leaks(leakage),
     ]
     title = f"Data card: {_text(header['name'])}"
     return (
@@ -153,6 +158,20 @@ def _rejects(rejects: Sequence[Reject]) -> str:
         (stage, reason, count, examples[stage, reason]) for (stage, reason), count in reasons.most_common(50)
     ]
     return _table(("stage", "reason", "count", "example"), rows)
+
+
+def _leaks(leakage: Mapping[str, Any]) -> str:
+    if not leakage["compared"]:
+        return "<p>Not compared: no benchmark is named in <code>data.leakage</code>.</p>"
+    compared = ", ".join(
+        f"{n} ({c['videos']:,} videos, by {c['by']})" for n, c in leakage["compared"].items()
+    )
+    leaks = leakage["leaks"]
+    if not leaks:
+        return f"<p>None. Compared with {_text(compared)}.</p>"
+    rows = [(k["benchmark"], k["by"], k["video"], k["benchmark_video"], k["samples"]) for k in leaks[:200]]
+    heads = ("benchmark", "same", "video here", "video there", "samples")
+    return f"<p>{len(leaks):,} of them; compared with {_text(compared)}.</p>{_table(heads, rows)}"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

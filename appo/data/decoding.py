@@ -8,7 +8,6 @@ is that of the plan, an interrupted and resumed run writes the same shards as on
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -17,12 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from appo.config import Data, Video
-from appo.data.frames import decode_image, list_shards
+from appo.data.frames import decode_image, list_shards, open_shard
 from appo.data.media import MediaRoot, Medium
 from appo.data.shards import SHARD_BYTES, SHARD_ROWS, EncodedFrames, encode, shard_bytes, shard_name
 from appo.data.video import VideoError, VideoFrames, decode_bytes, decode_video
 from appo.data.workers import Failure, WorkerPool
-from appo.storage import StorageError, UnsafePath, is_s3, open_binary, write
+from appo.storage import StorageError, UnsafePath, write
 
 VIDEO, IMAGE = "video", "image"
 
@@ -150,17 +149,7 @@ def still(pixels: object) -> VideoFrames:
 
 def stored_keys(place: str) -> set[str]:
     """Hashes of the files whose frames are in the shards at `place`."""
-    import pyarrow.parquet as pq
-
-    keys: set[str] = set()
-    for shard in list_shards(place):
-        with open_binary(shard) as stream:
-            keys.update(
-                pq.read_table(io.BytesIO(stream.read()) if is_s3(shard) else shard, columns=["key"])[
-                    "key"
-                ].to_pylist()
-            )
-    return keys
+    return {key for shard in list_shards(place) for key in open_shard(shard).read(["key"])["key"].to_pylist()}
 
 
 def _journal_key(item: Item, medium: Medium) -> str:
@@ -178,7 +167,8 @@ def _read_journal(path: Path) -> dict[str, Decoded]:
         for line in file:
             try:
                 record = json.loads(line)
-                found[record.pop("file")] = Decoded(**record)
+                name = record.pop("file")
+                found[name] = Decoded(**record)
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue
     return found

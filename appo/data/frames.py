@@ -122,7 +122,7 @@ class ShardFrames:
         shard, group, _ = self._rows[key]
         wanted = None
         # Neighbours of the row group come along for free when they are small.
-        for record in _open_shard(shard).read_row_group(group).to_pylist():
+        for record in _kept_open(shard).read_row_group(group).to_pylist():
             row = row_from(record)
             if row.key == key:
                 wanted = row
@@ -145,7 +145,7 @@ class ShardFrames:
         for shard in list_shards(self._place):
             if shard in known:
                 continue
-            file = _open_shard(shard)
+            file = open_shard(shard)
             for group in range(file.num_row_groups):
                 for at, key in enumerate(file.read_row_group(group, columns=["key"])["key"].to_pylist()):
                     self._rows.setdefault(key, (shard, group, at))
@@ -162,8 +162,8 @@ def list_shards(place: str) -> list[str]:
     return sorted(str(path) for path in Path(place).glob("frames-*.parquet"))
 
 
-@lru_cache(maxsize=OPEN_SHARDS)
-def _open_shard(shard: str) -> Any:
+def open_shard(shard: str) -> Any:
+    """A `pyarrow.parquet.ParquetFile`. Raises StorageError for a damaged one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -175,6 +175,9 @@ def _open_shard(shard: str) -> Any:
         raise StorageError(
             f"{shard}: is not a readable shard: {error}; delete it and assemble again"
         ) from error
+
+
+_kept_open = lru_cache(maxsize=OPEN_SHARDS)(open_shard)
 
 
 def decode_medium(medium: Medium, video: Video) -> VideoFrames:

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from appo.data.schema import VideoSample
 
@@ -26,11 +27,11 @@ def rank(seed: int, *what: str) -> str:
 def choose_subset(
     samples: Sequence[VideoSample],
     *,
-    quota: Mapping[str, int],
+    quota: Mapping[str, int | Literal["all"]],
     seed: int,
     take_all_if_short: bool = False,
 ) -> list[VideoSample]:
-    """`quota[source]` samples of each source, its types of question in proportion to how often they occur.
+    """`quota[source]` samples of each source (a number or "all"), its types of question in proportion to how often they occur.
 
     Without quotas everything is taken; with quotas, sources that have none give nothing. Raises QuotaError
     when a source is short, unless `take_all_if_short`.
@@ -39,14 +40,15 @@ def choose_subset(
         by_source: dict[str, list[VideoSample]] = defaultdict(list)
         for sample in samples:
             by_source[sample.source].append(sample)
-        short = {s: n for s, n in quota.items() if len(by_source[s]) < n}
+        wanted = {s: max(1, len(by_source[s])) if n == "all" else n for s, n in quota.items()}
+        short = {s: n for s, n in wanted.items() if len(by_source[s]) < n}
         if short and not take_all_if_short:
             details = "; ".join(f"{s} has {len(by_source[s]):,} of {n:,}" for s, n in sorted(short.items()))
             raise QuotaError(
                 f"data.quotas: too few samples: {details}. Lower the quotas, check data.annotations, or set "
                 f"data.quota_shortfall: take_all"
             )
-        samples = [s for name, n in sorted(quota.items()) for s in _stratified(by_source[name], n, seed)]
+        samples = [s for name, n in sorted(wanted.items()) for s in _stratified(by_source[name], n, seed)]
     return sorted(samples, key=lambda sample: rank(seed, sample.id))
 
 
