@@ -41,7 +41,8 @@ def main_table(analysis: Analysis) -> Table:
             f"; frames drawn blindly would reach {100 * sum(chances) / len(chances):.0f}" if chances else ""
         )
         notes.append(
-            "Key frame found: of the held-out groups with a right completion, the percentage whose crucial frames "
+            "Key frame found: of the held-out groups with a right completion, the percentage whose "
+            "crucial frames "
             f"(ψ′) hold a true key frame, before and after training{chance}."
         )
     return Table(

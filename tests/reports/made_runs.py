@@ -77,7 +77,9 @@ def make_training(
 
 
 def make_group(rng: np.random.Generator, sample_id: str, *, algorithm: str, seed: int, step: int) -> dict:
-    """One group of 8 completions, some right and some wrong, that look at a key frame to differing degrees."""
+    """One group of 8 completions, some right and some wrong, that look at a key frame to differing
+    degrees.
+    """
     key = int(rng.integers(FRAMES))
     completions, tokens, accuracy, attention, psi, weights = [], [], [], [], [], []
     for _ in range(8):
