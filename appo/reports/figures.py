@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -178,7 +178,7 @@ def attention_figure(analysis: Analysis, pictures: Pictures) -> Figure | None:
         thumbs = pictures.of(group["sample_id"], len(group["attention"][0][0]))
         chosen = [(side, attention.choose_completion(group, side)) for side in ("right", "wrong")]
         shown = [(side, index) for side, index in chosen if index is not None] or [("only", 0)]
-        high = max(max(map(max, group["attention"][i][: len(group["tokens"][i]) or 1])) for _, i in shown)
+        scale = common_scale([(group, i) for _, i in shown])
         maps = []
         for side, index in shown:
             name = {"right": "A right completion", "wrong": "A wrong completion", "only": "A completion"}[
@@ -191,7 +191,7 @@ def attention_figure(analysis: Analysis, pictures: Pictures) -> Figure | None:
                     index,
                     f"{name} of {method.name}: attention of its tokens to the frames",
                     thumbs,
-                    scale_high=high,
+                    scale=scale,
                     max_weight=analysis.recipe.perception.max_weight,
                 )
             )
@@ -228,7 +228,7 @@ def side_by_side(analysis: Analysis, pictures: Pictures) -> Figure | None:
     groups = {
         label: groups[sample_id] for label, groups in kept.items() if groups[sample_id].get("attention")
     }
-    high = max(max(map(max, g["attention"][0][: len(g["tokens"][0]) or 1])) for g in groups.values())
+    scale = common_scale([(g, 0) for g in groups.values()])
     columns = []
     for label, group in groups.items():
         right = [r for r in group["rewards"].get("accuracy", []) if r is not None]
@@ -237,7 +237,14 @@ def side_by_side(analysis: Analysis, pictures: Pictures) -> Figure | None:
         columns.append(
             f'<div class="column"><h3 style="color:{svg.colour(label)}">{escape(name)}</h3>'
             f'<p class="note">{share}</p>{said(group["completions"][0])}'
-            + map_of(group, 0, f"{name}: attention of the first completion's tokens", thumbs, scale_high=high)
+            + map_of(
+                {**group, "weights": []},
+                0,
+                f"{name}: attention of the first completion's tokens",
+                thumbs,
+                scale=scale,
+                widest_cell=28,
+            )
             + "</div>"
         )
     return Figure(
@@ -248,6 +255,14 @@ def side_by_side(analysis: Analysis, pictures: Pictures) -> Figure | None:
         "(as the paper's "
         "Figures F and G).",
     )
+
+
+def common_scale(shown: Sequence[tuple[Group, int]]) -> tuple[float, float]:
+    """The least and the most attention of several completions, so that their maps share one scale of
+    colour.
+    """
+    rows = [row for group, i in shown for row in group["attention"][i][: len(group["tokens"][i]) or 1]]
+    return min(map(min, rows)), max(map(max, rows))
 
 
 def question(group: Group, pictures: Pictures) -> str:

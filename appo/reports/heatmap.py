@@ -15,10 +15,9 @@ from html import escape
 
 import numpy as np
 
-from appo.reports.svg import number
-
 # From paper white to a deep blue-green; lightness falls evenly, so that it also prints in grey.
 _STOPS = ((250, 251, 249), (214, 236, 226), (142, 204, 187), (64, 152, 150), (24, 96, 116), (14, 47, 76))
+_SCALE_W = 300  # the legend under a map
 _LONG = 60  # completions above so many tokens are drawn with lower rows
 
 
@@ -27,8 +26,8 @@ class HeatMap:
     """What one drawing needs. attention: (N, T) of the valid tokens; weights: (N,) or empty.
 
     crucial, key: indices of temporal patches. times_s: (T,). thumbnails: patch index -> data URI, may be
-    empty. scale_high: the attention drawn darkest; None takes this map's own, a common one makes maps
-    comparable.
+    empty. scale: the attention drawn lightest and darkest; None takes this map's own, a common one makes maps
+    comparable. widest_cell: pixels of a column at most.
     """
 
     title: str
@@ -39,7 +38,8 @@ class HeatMap:
     key: Sequence[int] = ()
     weights: Sequence[float] = ()
     thumbnails: Mapping[int, str] | None = None
-    scale_high: float | None = None
+    scale: tuple[float, float] | None = None
+    widest_cell: int = 64
     max_weight: float = 1.7
 
 
@@ -68,16 +68,16 @@ def draw(figure: HeatMap) -> str:
     """The SVG of one heat map, with a legend of its scale."""
     values = np.asarray(figure.attention, dtype=float)
     num_tokens, num_frames = values.shape
-    high = figure.scale_high or float(values.max()) or 1.0
-    low = 0.0
+    low, high = figure.scale or (float(values.min()), float(values.max()))
+    span = (high - low) or 1.0
     long = num_tokens > _LONG
     cell_h = 9 if long else 22
-    cell_w = max(26, min(64, 640 // num_frames))
+    cell_w = max(26, min(figure.widest_cell, 640 // num_frames))
     label_w = 40 + 7.2 * min(16, max(len(visible(t)) for t in figure.tokens))
     thumb_h = cell_w if figure.thumbnails else 0
     has_weights = bool(len(figure.weights)) and max(figure.weights) > 1.0
     top = 24 + thumb_h + 22
-    width = int(label_w + cell_w * num_frames + (76 if has_weights else 12))
+    width = int(max(label_w + cell_w * num_frames + (88 if has_weights else 12), label_w + _SCALE_W))
     height = int(top + cell_h * num_tokens + 60)
     parts: list[str] = []
     crucial, keys = set(figure.crucial), set(figure.key)
@@ -99,7 +99,7 @@ def draw(figure: HeatMap) -> str:
             parts.append(
                 f'<rect x="{label_w + cell_w * frame:.1f}" y="{y}" width="{cell_w - 1}" '
                 f'height="{cell_h - 1}" '
-                f'fill="{shade((value - low) / (high - low))}"><title>{escape(text)} → frame {frame}: '
+                f'fill="{shade((value - low) / span)}"><title>{escape(text)} → frame {frame}: '
                 f"{value:.4f}</title></rect>"
             )
         if has_weights:
@@ -146,6 +146,8 @@ def _frame_head(
         )
     time = figure.times_s[frame] if frame < len(figure.times_s) else float(frame)
     style = ' style="font-weight:700;fill:#9a3412"' if crucial else ""
+    if cell_w < 34 and frame % 2 and not crucial:  # times would run into one another
+        return "".join(parts)
     parts.append(
         f'<text class="tick" x="{x + cell_w / 2:.1f}" y="{24 + thumb_h + 15}" text-anchor="middle"{style}>'
         f"{time:.1f}s</text>"
@@ -170,7 +172,7 @@ def _scale(x: float, y: float, low: float, high: float) -> str:
         for i in range(steps)
     )
     return (
-        f'{cells}<text class="tick" x="{x:.1f}" y="{y + 23}">{number(low)}</text>'
+        f'{cells}<text class="tick" x="{x:.1f}" y="{y + 23}">{low:.3g}</text>'
         f'<text class="tick" x="{x + 4 * steps:.1f}" y="{y + 23}" text-anchor="end">{high:.3g}</text>'
         f'<text class="tick" x="{x + 4 * steps + 10:.1f}" y="{y + 9}">attention to a frame</text>'
     )

@@ -129,6 +129,11 @@ def _said(item: Item) -> str:
     return "truncated" if item.truncated else "unparsed" if item.parsed is None else item.parsed
 
 
+def _question_name(row: dict[str, object]) -> str:
+    benchmark, item = str(row["benchmark"]), str(row["id"])
+    return item if item.startswith(benchmark) else f"{benchmark} {item}"
+
+
 def flip_table(analysis: Analysis, *, most: int = 10) -> Table | None:
     """The questions on which APPO and DAPO differ most; without those two, the first two methods."""
     labels = [m.label for m in analysis.methods]
@@ -148,7 +153,7 @@ def flip_table(analysis: Analysis, *, most: int = 10) -> Table | None:
         columns=("question", "answer", "start", f"{label_name(first)} said", f"{label_name(second)} said"),
         rows=tuple(
             (
-                f"{r['benchmark']} {r['id']}",
+                _question_name(r),
                 str(r["answer"]),
                 UNKNOWN if r["start"] is None else ("right" if float(r["start"]) >= 0.5 else "wrong"),  # type: ignore[arg-type]
                 str(r[f"{first} said"]),
