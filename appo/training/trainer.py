@@ -9,6 +9,7 @@ Only wiring. Overridden hooks, each the narrowest that does it:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,8 +43,10 @@ class VideoGRPOTrainer(GRPOTrainer):
         settings: PolicySettings,
         store: PromptStore,
         perceiver: Perceiver | None = None,
+        engine: Callable[[Any], Any] | None = None,
         **kwargs: Any,
     ):
+        """engine: makes the rollouts of a vLLM engine (`appo.training.vllm_rollouts`) for this trainer."""
         self.recipe, self.settings, self.store, self.perceiver = recipe, settings, store, perceiver
         self.phases = Phases()
         self.rollouts: Rollouts | None = None
@@ -52,9 +55,11 @@ class VideoGRPOTrainer(GRPOTrainer):
         self._loss_inputs: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
         self._refuse_split_groups()
-        if not self.use_vllm:
-            # TRL rules out image tokens only; a sampled video token would stand for features that do not exist.
-            self.generation_config.suppress_tokens = placeholder_tokens(self._policy())
+        # TRL rules out image tokens only; a sampled video token would stand for features that do not exist.
+        self.generation_config.suppress_tokens = placeholder_tokens(self._policy())
+        self.engine = None if engine is None else engine(self)
+        # Only now: TRL's own engine, which takes images alone, was not to be made; its correction is to run.
+        self.use_vllm = engine is not None
         if self.ref_model is not None:
             loading.prepare(self.accelerator.unwrap_model(self.ref_model))
         if perceiver is not None:
@@ -163,6 +168,8 @@ class VideoGRPOTrainer(GRPOTrainer):
                 f"rollouts: this process holds parts of groups of sizes {sizes}; make the completions of a step and "
                 "process a multiple of policy.num_generations, or divide it evenly"
             )
+        if self.engine is not None:
+            return self.engine.roll_out(prompts, self.rollouts.seeds, sizes[0])
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -260,6 +267,19 @@ class VideoGRPOTrainer(GRPOTrainer):
     def _seed(self, completion: int) -> int:
         """Of a completion of this step, whichever process draws it."""
         return stream_seed(self.args.seed, self.state.global_step, self._round, completion)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load every weight, or fail.
+
+        transformers 5.17 saves vision-language models under their published key names and its Trainer loads them
+        back non-strictly under the module's: only the head matches, the rest stays untrained, and nothing warns.
+        """
+        policy = self._policy()
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(policy, "peft_config"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(policy).from_pretrained(resume_from_checkpoint, dtype=policy.dtype)
+        policy.load_state_dict(saved.state_dict(), strict=True)
 
     def _policy(self) -> Any:
         return self.accelerator.unwrap_model(self.model)

@@ -1,0 +1,98 @@
+"""One small key-moment set and one untrained tiny model for all trainer tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from appo.config import Recipe, load_recipe
+
+OVERRIDES = (
+    "data.key_moment.train=32",
+    "data.key_moment.validation=2",
+    "data.key_moment.test=2",
+    "data.key_moment.easy_train=4",
+    "policy.num_generations=4",
+    "policy.max_completion_length=8",
+    "training.prompts_per_step=4",
+    "training.max_steps=2",
+    "training.learning_rate=1e-3",
+    "perception.k3=4",
+    "policy.reward_weights={accuracy: 1.0}",
+)
+
+
+def pseudo_accuracy(text: str, _sample: object) -> float:
+    """Differs between completions of an untrained model, which never answers: a checksum of the text."""
+    return float(sum(text.encode()) % 3 == 0)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Runs small trainings into folders of their own and reads them back."""
+
+    manifest: Path
+    model: Path
+    folder: Path
+
+    def recipe(self, *overrides: str) -> Recipe:
+        return load_recipe("demo", [*OVERRIDES, *overrides])
+
+    def train(self, algorithm: str, *overrides: str, seed: int = 0, name: str = "run"):
+        from appo.training.run import train
+
+        return train(
+            self.recipe(*overrides),
+            algorithm=algorithm,
+            seed=seed,
+            manifest_path=self.manifest,
+            model_path=str(self.model),
+            out=self.folder / name,
+            progress=False,
+        )
+
+    def weights(self, name: str = "run") -> dict[str, torch.Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / name / "checkpoint" / "model.safetensors")
+
+    def metrics(self, name: str = "run") -> list[dict]:
+        lines = (self.folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(manifest, model folder) that tests share and do not write to."""
+    from appo.data.assemble import assemble
+    from appo.data.manifest import read_manifest
+    from appo.data.messages import prompt_messages
+    from appo.training import tiny
+
+    folder = tmp_path_factory.mktemp("small_set")
+    recipe = load_recipe("demo", list(OVERRIDES))
+    manifest = assemble(recipe, folder / "data", progress=False).manifest
+    texts = [prompt_messages(s, "bare")[0]["content"][-1]["text"] for s in read_manifest(manifest).samples]
+    tokenizer = tiny.make_tokenizer(texts)
+    model = tiny.make_model(tokenizer, seed=0)
+    tiny.save(model, tiny.make_processor(tokenizer, recipe.video), folder / "model")
+    return manifest, folder / "model"
+
+
+@pytest.fixture
+def bench(small_set: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr("appo.training.rewarding.reward_functions", lambda _: {"accuracy": pseudo_accuracy})
+    return Bench(*small_set, tmp_path)
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+Difference = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], float]

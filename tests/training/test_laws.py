@@ -1,0 +1,147 @@
+"""Laws of the trainer: what must not change the result, and the parent algorithm that must come back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.training.conftest import Bench, largest_difference
+
+# Adam divides by the gradient's own size, so rounding of a gradient near zero can move a weight by part of a step:
+# two steps of 1e-3 leave differences well under a hundredth of what training moved.
+CLOSE = 2e-5
+
+pytestmark = pytest.mark.slow
+
+
+def test_unit_weights_give_back_dapo_exactly(bench: Bench):
+    bench.train("dapo", name="dapo")
+    bench.train("appo", "perception.max_weight=1", name="appo")
+    assert largest_difference(bench.weights("dapo"), bench.weights("appo")) == 0.0
+
+
+def test_weights_above_one_change_the_training(bench: Bench):
+    """The counterpart: without it, the law above would hold for a trainer that ignores its weights."""
+    bench.train("dapo", name="dapo")
+    bench.train("appo", name="appo")
+    assert largest_difference(bench.weights("dapo"), bench.weights("appo")) > 10 * CLOSE
+    assert any(line["appo/weight_max"] > 1 for line in bench.metrics("appo"))
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "appo", "pa_grpo"])
+def test_sharing_prefix_and_features_changes_nothing(bench: Bench, algorithm: str):
+    steps = "training.max_steps=20" if algorithm == "appo" else "training.max_steps=3"
+    bench.train(algorithm, steps, "training.learning_rate=1e-4", name="shared")
+    off = ("training.shared_prefix=false", "training.feature_cache=false")
+    bench.train(algorithm, steps, "training.learning_rate=1e-4", *off, name="plain")
+    assert largest_difference(bench.weights("shared"), bench.weights("plain")) < CLOSE
+    for ours, plain in zip(bench.metrics("shared"), bench.metrics("plain"), strict=True):
+        assert ours["reward"] == plain["reward"]
+        # Both logs round to four digits
+        assert math.isclose(ours["loss"], plain["loss"], abs_tol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(("training.gradient_accumulation_steps=2",), id="two groups a micro-batch"),
+        pytest.param(("training.gradient_accumulation_steps=8",), id="half a group a micro-batch"),
+    ],
+)
+def test_the_cut_into_micro_batches_changes_nothing(bench: Bench, layout: tuple[str, ...]):
+    whole = bench.train("appo", name="whole")
+    cut = bench.train("appo", *layout, name="cut")
+    assert largest_difference(bench.weights("whole"), bench.weights("cut")) < CLOSE
+    assert "update's own forward" in whole.active_parts[-1]
+    if "8" in layout[0]:
+        assert "scoring pass" in cut.active_parts[-1]
+
+
+def test_checkpoints_interchange_and_resume_equals_uninterrupted_bit_for_bit(bench: Bench):
+    settings = ("training.save_every=2", "policy.dynamic_sampling=true")
+    bench.train("appo", "training.max_steps=5", *settings, name="straight")
+    bench.train("appo", "training.max_steps=2", *settings, name="resumed")
+    summary = bench.train("appo", "training.max_steps=5", *settings, name="resumed")
+    assert summary.resumed_from == 2
+    assert largest_difference(bench.weights("straight"), bench.weights("resumed")) == 0.0
+    steps = [line["step"] for line in bench.metrics("resumed")]
+    assert steps == [1, 2, 3, 4, 5], "no step twice, none missing"
+
+
+def test_resume_in_a_later_epoch_sees_the_same_prompts(bench: Bench):
+    """32 prompts, 4 a step: step 9 starts the second epoch, with an order of its own."""
+    settings = ("training.save_every=10", "policy.max_completion_length=2")
+    bench.train("dapo", "training.max_steps=11", *settings, name="straight")
+    bench.train("dapo", "training.max_steps=10", *settings, name="resumed")
+    bench.train("dapo", "training.max_steps=11", *settings, name="resumed")
+    assert largest_difference(bench.weights("straight"), bench.weights("resumed")) == 0.0
+
+
+def test_a_half_written_checkpoint_is_never_resumed_from(bench: Bench):
+    from appo.training.records import MARKER
+
+    bench.train("dapo", "training.max_steps=2", "training.save_every=1", name="run")
+    (bench.folder / "run" / "checkpoints" / "checkpoint-2" / MARKER).unlink()
+    summary = bench.train("dapo", "training.max_steps=2", "training.save_every=1", name="run")
+    assert summary.resumed_from == 1
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0, None], ids=["all wrong", "all right", "no reward at all"])
+def test_groups_without_differences_leave_the_weights_alone(bench: Bench, monkeypatch, reward):
+    monkeypatch.setattr("appo.training.rewarding.reward_functions", lambda _: {"accuracy": lambda *_: reward})
+    bench.train("appo", name="run")
+    from safetensors.torch import load_file
+
+    before = load_file(bench.model / "model.safetensors")
+    after = bench.weights("run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(line["loss"] == 0.0 for line in bench.metrics("run"))
+
+
+@pytest.mark.parametrize(
+    "edge",
+    [
+        pytest.param(("policy.max_completion_length=1",), id="one-token completions"),
+        pytest.param(("policy.mask_truncated=true",), id="all completions truncated and masked"),
+        pytest.param(("policy.overlong_buffer=4",), id="soft overlong punishment"),
+        pytest.param(("policy.dynamic_sampling=true",), id="dynamic sampling"),
+        pytest.param(("model.freeze_vision=false",), id="trained vision tower"),
+        pytest.param(("perception.fallback=all", "perception.divergence=released"), id="released variant"),
+    ],
+)
+def test_edges_train_without_nan(bench: Bench, edge: tuple[str, ...]):
+    bench.train("appo", *edge)
+    assert all(torch.isfinite(tensor).all() for tensor in bench.weights().values())
+    assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in bench.metrics())
+
+
+def test_dynamic_sampling_draws_again_for_groups_without_differences(bench: Bench, monkeypatch):
+    """Half of the prompts are always right: with refill every group of a step has differing rewards."""
+
+    def by_prompt(text: str, sample) -> float:
+        return 1.0 if sum(sample.id.encode()) % 2 else pseudo(text)
+
+    from tests.training.conftest import pseudo_accuracy as pseudo_of
+
+    def pseudo(text: str) -> float:
+        return pseudo_of(text, None)
+
+    monkeypatch.setattr("appo.training.rewarding.reward_functions", lambda _: {"accuracy": by_prompt})
+    rounds = "policy.dynamic_sampling_max_rounds=8"
+    bench.train("dapo", "policy.dynamic_sampling=true", rounds, name="refilled")
+    bench.train("dapo", name="plain")
+    assert all(line["frac_reward_zero_std"] > 0 for line in bench.metrics("plain"))
+    assert all(line["dynamic_sampling/groups_left"] == 0 for line in bench.metrics("refilled"))
+    assert all(line["dynamic_sampling/prompts_drawn"] > 0 for line in bench.metrics("refilled"))
+
+
+def test_a_step_that_cannot_be_divided_is_refused(bench: Bench):
+    with pytest.raises(ValueError, match=r"prompts_per_step=4 x policy.num_generations=4 .* 3 accumulation"):
+        bench.train("dapo", "training.gradient_accumulation_steps=3")
+
+
+def test_a_train_split_smaller_than_a_step_is_refused(bench: Bench):
+    with pytest.raises(ValueError, match="training.prompts_per_step=64.*only 32"):
+        bench.train("dapo", "training.prompts_per_step=64")
