@@ -17,8 +17,8 @@ from torch import Tensor
 # temperature.
 LogitChunk = Callable[[int, int], Tensor]
 
-# A probability below e^-80 of the mean's adds less than float32 can hold beside the mean itself.
-_LOWEST_LOG_RATIO = -80.0
+# e^-80, times any vocabulary, is far below what a sum of float32 numbers near one can hold.
+_LOWEST_LOG_PROB = -80.0
 # Rounding of float32 logits by 1e-5 moves a divergence by its square. Stretching that noise to [0, 1] would
 # hand out random weights where completions are word for word the same.
 _CONSTANT_NATS = 1e-9
@@ -30,7 +30,11 @@ def log_normalizers(logits: LogitChunk, vocabulary: int, chunk: int) -> Tensor:
     """log sum exp over the vocabulary, streamed. Returns (R,) float64."""
     total: Tensor | None = None
     for first, last in _chunks(vocabulary, chunk):
-        part = torch.logsumexp(logits(first, last), dim=1).double()
+        part = logits(first, last)
+        # logsumexp would round its result, of the size of a logit, to float32: the same relative error for a
+        # row's every probability, which does not average out.
+        top = part.amax(dim=1).clamp(min=torch.finfo(part.dtype).min)
+        part = part.sub_(top[:, None]).exp_().sum(dim=1).double().log() + top.double()
         total = part if total is None else torch.logaddexp(total, part)
     assert total is not None, "a vocabulary has at least one entry"
     return total
@@ -45,16 +49,14 @@ def aligned_divergence(
     kind: str = "kl",
     log_normalizer: Tensor | None = None,
     chunk: int,
-    block: int,
 ) -> Tensor:
     """D of each aligned set of rows. A set holds at most one row of each of G completions.
 
     logits: the chunks of R rows; slots: (S, G) int64 into those rows; mask: (S, G) bool, whether completion i
     is in the set; log_normalizer: (R,), or None to compute it in a first pass over the vocabulary. chunk:
-    vocabulary entries held at a time; block: sets held at a time. Returns (S,) float64.
+    vocabulary entries held at a time. Returns (S,) float64.
 
-    kind="kl": sum_i KL(p_i || m), m the arithmetic mean over the completions in the set (appendix A.2, eq.
-    1).
+    kind="kl": sum_i KL(p_i || m), m the arithmetic mean over the completions in the set (A.2, eq. 1).
     kind="released": the released code instead: m is the mean of log-probabilities, the divergence is
     sum_i sum_v exp(d) - d - 1 with d = log m - log p_i clipped to +-11 and not weighted by p, and a
     completion that is not in the set takes part with the uniform distribution. Raises ValueError for another
@@ -63,18 +65,26 @@ def aligned_divergence(
     if kind not in ("kl", "released"):
         raise ValueError(f"perception.divergence={kind!r}: must be kl or released")
     normalizer = log_normalizers(logits, vocabulary, chunk) if log_normalizer is None else log_normalizer
+    # A forbidden token has log-probability -inf, which no difference survives; these floors change no result.
+    floor = _LOWEST_LOG_PROB if kind == "kl" else torch.finfo(torch.float32).min / (4 * slots.shape[1])
     total = torch.zeros(slots.shape[0], dtype=torch.float64, device=slots.device)
     for first, last in _chunks(vocabulary, chunk):
         log_probs = logits(first, last)
-        log_probs = log_probs.sub_(normalizer.to(log_probs.dtype)[:, None])
-        for start in range(0, slots.shape[0], block):
-            here = slice(start, start + block)
-            aligned = log_probs[slots[here].flatten()].unflatten(0, slots[here].shape)  # (block, G, chunk)
-            if kind == "kl":
-                total[here] += _kl_to_mean(aligned, mask[here])
-            else:
-                total[here] += _released(aligned, mask[here], vocabulary)
+        coarse = normalizer.to(log_probs.dtype)
+        fine = (normalizer - coarse).to(log_probs.dtype)  # what float32 could not hold of it
+        log_probs = log_probs.sub_(coarse[:, None]).sub_(fine[:, None]).clamp_(min=floor)
+        aligned = log_probs[slots.flatten()].unflatten(0, slots.shape)  # (S, G, chunk)
+        total += _kl_to_mean(aligned, mask) if kind == "kl" else _released(aligned, mask, vocabulary)
     return total
+
+
+def chunk_for(budget_bytes: float, item_bytes: int, *, rows: int, cast: int, slots: int) -> int:
+    """Vocabulary entries to hold at a time, at least one.
+
+    rows: R; cast: numbers per vocabulary entry that a copy of the head in another type takes; slots: S * G.
+    What is held are the logits, two tensors of the rows aligned in sets, and a few of their means.
+    """
+    return max(1, int(budget_bytes / (item_bytes * (cast + rows + 2.5 * slots))))
 
 
 def normalised(divergence: Tensor, exists: Tensor) -> Tensor:
@@ -99,26 +109,21 @@ def _kl_to_mean(log_probs: Tensor, mask: Tensor) -> Tensor:
     and each of its terms is positive and of second order. It also forgives an error of the normaliser to
     first order.
     """
-    log_probs.masked_fill_(~mask[:, :, None], -torch.inf)
-    present = mask.sum(dim=1, keepdim=True).clamp(min=1).to(log_probs.dtype)
-    log_mean = torch.logsumexp(log_probs, dim=1) - present.log()  # (S, C)
-    # -inf - -inf: a token that nobody can write has no divergence.
-    ratio = log_probs.sub_(log_mean[:, None]).nan_to_num_(nan=0.0, neginf=_LOWEST_LOG_RATIO)
-    ratio.clamp_(min=_LOWEST_LOG_RATIO)
-    growth = torch.expm1(ratio)
-    terms = torch.addcmul(ratio, ratio, growth).sub_(growth)  # d e^d - expm1(d)
-    terms.masked_fill_(~mask[:, :, None], 0.0)
-    return (terms.sum(dim=1) * log_mean.exp()).sum(dim=1, dtype=torch.float64)
+    absent = ~mask[:, :, None]
+    probs = log_probs.exp().masked_fill_(absent, 0.0)
+    mean = probs.sum(dim=1) / mask.sum(dim=1, keepdim=True)  # (S, C)
+    ratio = log_probs.sub_(mean.log()[:, None])
+    growth = torch.expm1(ratio, out=probs)
+    terms = ratio.addcmul_(ratio, growth).sub_(growth).masked_fill_(absent, 0.0)  # d e^d - expm1(d)
+    return terms.sum(dim=1).mul_(mean).sum(dim=1)
 
 
 def _released(log_probs: Tensor, mask: Tensor, vocabulary: int) -> Tensor:
     """This chunk's part of the released code's divergence. Shapes as in `_kl_to_mean`."""
     log_probs.masked_fill_(~mask[:, :, None], -math.log(vocabulary))
-    # A token that a logits mask forbids has log-probability -inf; the clip is the furthest this formula sees.
-    log_probs.clamp_(min=torch.finfo(log_probs.dtype).min / (4 * log_probs.shape[1]))
     mean = log_probs.mean(dim=1, keepdim=True)
     difference = log_probs.neg_().add_(mean).clamp_(-_RELEASED_CLIP, _RELEASED_CLIP)
-    return torch.expm1(difference).sub_(difference).sum(dim=(1, 2), dtype=torch.float64)
+    return torch.expm1(difference).sub_(difference).sum(dim=(1, 2))
 
 
 def _chunks(vocabulary: int, chunk: int) -> Iterator[tuple[int, int]]:

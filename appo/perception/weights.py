@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appo.perception.divergence import LogitChunk, aligned_divergence, normalised
+from appo.perception.divergence import LogitChunk, aligned_divergence, chunk_for, normalised
 from appo.perception.selection import Selection, WeightSettings, select
 
 DEFAULT_CHUNK_MIB = 24
@@ -94,9 +94,7 @@ def weights_from_logits(
     def chunk(first: int, last: int) -> Tensor:
         return rows[:, first:last].double() / settings.temperature
 
-    return _assemble(
-        selection, completion_lengths, settings, chunk, rows.shape[1], 8, extra_columns=0, chunk_mib=256
-    )
+    return _assemble(selection, completion_lengths, settings, chunk, rows.shape[1], 8, cast=0, chunk_mib=256)
 
 
 def perception_weights_from_hidden(
@@ -185,7 +183,7 @@ def weights_from_rows(
                 torch.mm(part.to(dtype), head, out=out)
         if head_bias is not None:
             logits += head_bias[first:last].to(dtype)
-        return logits.div_(settings.temperature)
+        return logits if settings.temperature == 1 else logits.div_(settings.temperature)
 
     cast = 0 if head_weight.dtype == dtype or tensor_cores else rows.shape[1]
     return _assemble(
@@ -195,7 +193,7 @@ def weights_from_rows(
         chunk,
         head_weight.shape[0],
         torch.finfo(dtype).bits // 8,
-        extra_columns=cast,
+        cast=cast,
         chunk_mib=chunk_mib,
         log_normalizer=log_normalizer,
     )
@@ -209,7 +207,7 @@ def _assemble(
     vocabulary: int,
     item_bytes: int,
     *,
-    extra_columns: int,
+    cast: int,
     chunk_mib: float,
     log_normalizer: Tensor | None = None,
 ) -> PerceptionWeights:
@@ -219,12 +217,14 @@ def _assemble(
     exists = mask.any(dim=1)  # (K, J)
     raw = torch.zeros(num_frames, num_ranks, dtype=torch.float64, device=mask.device)
     if selection.rows.numel():
-        # Half of the budget for the chunk of logits and its exponentials, half for the aligned sets made from
-        # it (three tensors of their size live at once).
-        half = chunk_mib * 2**19
-        chunk = _at_least_one(half / (item_bytes * (2 * selection.rows.numel() + extra_columns)), vocabulary)
-        block = _at_least_one(half / (3 * item_bytes * num_completions * chunk), int(exists.sum()))
         sets = exists.nonzero(as_tuple=True)
+        chunk = chunk_for(
+            chunk_mib * 2**20,
+            item_bytes,
+            rows=selection.rows.numel(),
+            cast=cast,
+            slots=sets[0].numel() * num_completions,
+        )
         raw[sets] = aligned_divergence(
             logits,
             vocabulary,
@@ -233,7 +233,6 @@ def _assemble(
             kind=settings.divergence,
             log_normalizer=log_normalizer,
             chunk=chunk,
-            block=block,
         ).to(raw.device)
     scaled = normalised(raw, exists)
     weights, chosen = _token_weights(selection, scaled, settings.max_weight)
@@ -263,7 +262,3 @@ def _token_weights(selection: Selection, scaled: Tensor, max_weight: float) -> t
     count = dense.scatter(2, target, 1.0)[..., :-1].sum(dim=0)
     average = total / count.clamp(min=1)
     return 1 + (max_weight - 1) * average, count > 0
-
-
-def _at_least_one(wanted: float, most: int) -> int:
-    return max(1, min(int(wanted), most))
