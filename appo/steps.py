@@ -115,16 +115,17 @@ def _train(
     recipe: Recipe, storage: str, training: Training, out: Path, manifest_path: Path, model_path: str
 ) -> None:
     from appo.data.manifest import read_manifest
-    from appo.tracking import start_training
+    from appo.tracking import log_training, start_training
     from appo.training.run import train as run_training
 
+    digest = read_manifest(manifest_path).digest
     tracker = start_training(
         recipe,
         local_folder(storage),
         algorithm=training.algorithm,
         seed=training.seed,
         model=model_path,
-        manifest_digest=read_manifest(manifest_path).digest,
+        manifest_digest=digest,
         journals=out / "tracking",
     )
     with tracker:
@@ -137,6 +138,7 @@ def _train(
             out=out,
             tracker=tracker,
         )
+        log_training(tracker, out, manifest_path=manifest_path, manifest_digest=digest)
 
 
 def evaluate(

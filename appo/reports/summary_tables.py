@@ -263,9 +263,9 @@ def table_f(analysis: Analysis) -> Table:
         ratio = analysis.ratio_to_dapo(method)
         rows.append((method.name, with_spread(method.throughput, digits=3), with_spread(ratio, scale=100)))
     own = len(rows)
-    for size, (dapo, appo, ratio) in paper.TABLE_F.items():
+    for size, (dapo, appo, share) in paper.TABLE_F.items():
         rows.append((f"paper, DAPO {size}", f"{dapo}", "100"))
-        rows.append((f"paper, APPO {size}", f"{appo}", f"{100 * ratio:.0f}"))
+        rows.append((f"paper, APPO {size}", f"{appo}", f"{100 * share:.0f}"))
     return Table(
         key="F",
         title="Training throughput (as Table F)",

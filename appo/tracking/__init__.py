@@ -4,12 +4,14 @@ The one seam between appo and MLflow's tracking API. `Tracker` writes every even
 a thread sends it on. Importing this package imports neither mlflow nor torch.
 """
 
+from appo.tracking.outputs import log_training
 from appo.tracking.provenance import comparison_digest, parameters, provenance_tags
 from appo.tracking.tracker import Tracker, open_tracker, start_training, tracking_uri
 
 __all__ = [
     "Tracker",
     "comparison_digest",
+    "log_training",
     "open_tracker",
     "parameters",
     "provenance_tags",

@@ -45,10 +45,7 @@ def _never_raises(method: Method) -> Method:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:  # the reason for catching all stands above
-            message = f"{method.__name__}: {type(error).__name__}: {scrub(str(error))}"
-            if message not in self.complaints:
-                self.complaints.append(message)
-                log.warning("tracking: %s", message)
+            self.complain(f"{method.__name__}: {type(error).__name__}: {error}")
             return None
 
     return wrapped  # type: ignore[return-value]
@@ -130,7 +127,15 @@ class Tracker:
         self._waiting: list[Event] = []
         self._attached = False
         self._ended = False
+        self._silent = False
         self._system: Any = None
+
+    def complain(self, message: str) -> None:
+        """Say once that something could not be tracked."""
+        message = scrub(message)
+        if message not in self.complaints:
+            self.complaints.append(message)
+            log.warning("tracking: %s", message)
 
     # -- starting ------------------------------------------------------------------------------------
 
@@ -147,7 +152,7 @@ class Tracker:
 
         Where a run was injected (MLFLOW_RUN_ID) that run's own parent does this work, and none is made.
         """
-        if os.environ.get("MLFLOW_RUN_ID"):
+        if os.environ.get("MLFLOW_RUN_ID") or not _is_main_process():
             return
         self._waiting.append(
             self._start_event("parent", name, tags, params, key or f"{name}-{uuid.uuid4().hex[:12]}")
@@ -169,6 +174,9 @@ class Tracker:
         key: the same key in the same journals folder continues a run that did not finish (a retried pod) and
         counts its attempts; a finished one is left alone and a new run is made.
         """
+        if not _is_main_process():
+            self._ended = self._silent = True
+            return
         key = key or f"{name}-{uuid.uuid4().hex[:12]}"
         injected = os.environ.get("MLFLOW_RUN_ID")
         self._journal, run_key, attempt = self._open_journal(key)
@@ -325,6 +333,8 @@ class Tracker:
         )
 
     def _append(self, event: Event) -> None:
+        if self._silent:
+            return
         if self._journal is None or self._ended:
             raise RuntimeError("no run is started; call start_child first")
         self._journal.append({**event, "time_ms": _now_ms()})
@@ -398,6 +408,11 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
         return "terminated (SIGTERM)"
     return scrub(f"{type(error).__name__}: {error}")
+
+
+def _is_main_process() -> bool:
+    """Of the processes of a distributed training only the first one logs."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _now_ms() -> int:
