@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -23,7 +24,7 @@ def run(
     name: Annotated[str, typer.Option("--pipeline", "-p", help=f"one of {', '.join(NAMES)}")] = NAMES[0],
     data: Annotated[
         Path | None,
-        typer.Option(help="records to use instead of the recipe's; videos are relative to this file"),
+        typer.Option(help="records (JSON or JSON lines) to use instead of the recipe's"),
     ] = None,
     folder: Annotated[Path | None, typer.Option("--folder", "-f", help="default: runs/RECIPE")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="forget what finished before")] = False,
@@ -38,7 +39,11 @@ def run(
     if data is not None:
         if not data.is_file():
             raise typer.BadParameter(f"--data {data}: no such file")
-        overrides = [f"data.annotations={data.resolve()}", f"data.root={data.resolve().parent}", *overrides]
+        overrides = [
+            f"data.annotations={data.resolve()}",
+            f"data.root={_root_of(data.resolve())}",
+            *overrides,
+        ]
     resolved = steps.validate(recipe, overrides)  # refused here, before a folder is made
     folder = (folder or Path("runs") / resolved.name).resolve()
     if fresh and folder.exists():
@@ -77,6 +82,29 @@ def compile_(
     typer.echo(f"pipeline: {path}")
 
 
+def _root_of(data: Path) -> Path:
+    """The folder that the records' paths start from: the file's own, or the one above it.
+
+    Publishers write both: `clips/a.mp4` beside the file, and `set/clips/a.mp4` for a file that lies in
+    `set/`.
+    """
+    text = data.read_text(encoding="utf-8")
+    try:
+        records = json.loads(text)
+    except json.JSONDecodeError:  # one record a line
+        try:
+            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except json.JSONDecodeError:  # assembly says what is wrong with it
+            return data.parent
+    names = [
+        str(record.get("path") or record.get("video") or "") for record in records if isinstance(record, dict)
+    ]
+    for folder in (data.parent, data.parent.parent):
+        if any(name and (folder / name).is_file() for name in names):
+            return folder
+    return data.parent
+
+
 def _say_results(folder: Path, report: Path) -> None:
     table = report / "table.txt"
     if table.is_file():
@@ -89,3 +117,113 @@ def _say_results(folder: Path, report: Path) -> None:
 
 def _short(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+EndpointOption = Annotated[
+    str | None, typer.Option(help="address of Kubeflow Pipelines; default: KF_PIPELINES_ENDPOINT")
+]
+NamespaceOption = Annotated[
+    str, typer.Option(help="Kubernetes namespace (the profile's, where there are several)")
+]
+StorageOption = Annotated[str, typer.Option(help="s3:// prefix below which all files of the run lie")]
+ExperimentOption = Annotated[str, typer.Option(help="experiment on the server")]
+AccountOption = Annotated[str, typer.Option(help="Kubernetes service account of the run")]
+ImagesOption = Annotated[str, typer.Option(help="registry and path of the images")]
+TagOption = Annotated[str, typer.Option(help="tag of the images; default: the version of appo")]
+
+
+@pipeline.command("submit")
+def submit(
+    name: NameArgument = NAMES[0],
+    recipe: RecipeOption = "demo",
+    overrides: SetOption = [],  # noqa: B006
+    endpoint: EndpointOption = None,
+    namespace: NamespaceOption = "appo",
+    storage: StorageOption = "s3://appo/runs",
+    experiment: ExperimentOption = "appo",
+    service_account: AccountOption = "appo-launcher",
+    images: ImagesOption = "",
+    tag: TagOption = "",
+    run_name: Annotated[str, typer.Option(help="default: the pipeline and the recipe")] = "",
+    mlflow_experiment: Annotated[str, typer.Option(help="for Kubeflow's own MLflow plugin")] = "",
+    no_mlflow_plugin: Annotated[bool, typer.Option(help="tell that plugin to leave this run alone")] = False,
+) -> None:
+    """Start a pipeline on a cluster. The recipe is checked and sent along; images need not know it."""
+    from pipelines import cluster
+
+    mlflow = {"disabled": True} if no_mlflow_plugin else None
+    if mlflow_experiment:
+        mlflow = {"experiment_name": mlflow_experiment}
+    order = cluster.Order(
+        pipeline=name,
+        recipe=recipe,
+        overrides=overrides,
+        storage=storage,
+        experiment=experiment,
+        service_account=service_account,
+        images=images,
+        tag=tag,
+        mlflow=mlflow,
+    )
+    order.arguments()  # a mistake in the recipe is said before the server is asked
+    client = cluster.connect(endpoint, namespace)
+    run_id = cluster.submit(client, order, name=run_name or f"{name} {recipe}", namespace=namespace)
+    typer.echo(f"run: {run_id}")
+
+
+@schedule.command("apply")
+def schedule_apply(
+    name: Annotated[str, typer.Argument(help="name of the schedule; the same name again changes it")],
+    cron: Annotated[str, typer.Option(help="six fields, seconds first: '0 0 3 * * 1' is Mondays at three")],
+    pipeline_name: Annotated[
+        str, typer.Option("--pipeline", "-p", help=f"one of {', '.join(NAMES)}")
+    ] = NAMES[0],
+    recipe: RecipeOption = "demo",
+    overrides: SetOption = [],  # noqa: B006
+    endpoint: EndpointOption = None,
+    namespace: NamespaceOption = "appo",
+    storage: StorageOption = "s3://appo/runs",
+    experiment: ExperimentOption = "appo",
+    service_account: AccountOption = "appo-launcher",
+    images: ImagesOption = "",
+    tag: TagOption = "",
+) -> None:
+    """Create the recurring run NAME, or replace it when anything about it changed."""
+    from pipelines import cluster
+
+    order = cluster.Order(
+        pipeline=pipeline_name,
+        recipe=recipe,
+        overrides=overrides,
+        storage=storage,
+        experiment=experiment,
+        service_account=service_account,
+        images=images,
+        tag=tag,
+    )
+    order.arguments()
+    client = cluster.connect(endpoint, namespace)
+    typer.echo(f"{name}: {cluster.apply_schedule(client, order, name=name, cron=cron, namespace=namespace)}")
+
+
+@schedule.command("list")
+def schedule_list(endpoint: EndpointOption = None, namespace: NamespaceOption = "appo") -> None:
+    """The recurring runs of a namespace."""
+    from pipelines import cluster
+
+    for run in cluster.list_schedules(cluster.connect(endpoint, namespace), namespace):
+        cron = run.trigger.cron_schedule.cron if run.trigger and run.trigger.cron_schedule else "-"
+        typer.echo(f"{run.display_name:<30} {cron:<20} {run.status}")
+
+
+@schedule.command("delete")
+def schedule_delete(
+    name: Annotated[str, typer.Argument(help="name of the schedule")],
+    endpoint: EndpointOption = None,
+    namespace: NamespaceOption = "appo",
+) -> None:
+    """Delete the recurring run NAME; not an error when there is none."""
+    from pipelines import cluster
+
+    count = cluster.delete_schedule(cluster.connect(endpoint, namespace), name, namespace=namespace)
+    typer.echo(f"{name}: {'deleted' if count else 'was not there'}")
