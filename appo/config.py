@@ -208,7 +208,8 @@ class Evaluation(Section):
     """Decoding as in the paper's Table B."""
 
     benchmarks: tuple[str, ...] = ("key_moment",)
-    annotations: str | None = None
+    annotations: str | None = Field(None, description="folder of the publishers' files, one sub-folder a benchmark")
+    videos: str | None = Field(None, description="the same for their videos; null: beside the annotations")
     engine: Literal["vllm", "transformers"] = "vllm"
     temperature: Annotated[float, Field(ge=0)] = 0.1
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.001
@@ -217,7 +218,10 @@ class Evaluation(Section):
     max_tokens: Positive = 512
     limit: Positive | None = None
     max_model_len: Positive = 16384
-    data_parallel: Positive = 1
+    max_num_seqs: Positive = Field(64, description="items that are generated at once")
+    gpu_memory_utilization: Share = 0.9
+    seeds: Positive = Field(1, description="times that every item is generated, each with a seed of its own")
+    data_parallel: Positive = Field(1, description="processes, one a GPU; items are dealt out among them")
     warm_start_too: bool = Field(True, description="also score the weights that training started from")
 
 

@@ -38,6 +38,7 @@ class TrainSummary:
     seed: int
     recipe_digest: str
     manifest_digest: str
+    processes: int
     steps: int
     resumed_from: int
     wall_s: float
@@ -87,6 +88,8 @@ def train(
         session.say(f"continuing from step {resumed_from}")
         trainer._step = resumed_from * trainer.args.gradient_accumulation_steps
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.engine is not None:
+        trainer.engine.close()
     if session.stop.stopped:
         raise Interrupted(f"{out}: stopped at step {trainer.state.global_step}, checkpoint saved; run again to continue")
 
@@ -99,6 +102,7 @@ def train(
         seed=seed,
         recipe_digest=recipe.digest,
         manifest_digest=manifest.digest,
+        processes=trainer.accelerator.num_processes,
         steps=trainer.state.global_step,
         resumed_from=resumed_from,
         wall_s=time.perf_counter() - began,
@@ -186,6 +190,7 @@ class _Session:
             settings=settings,
             store=store,
             perceiver=perceiver,
+            engine=_engine(recipe, model_path, out),
         )
         trainer.remove_callback(PrinterCallback)
         session = cls(
@@ -202,6 +207,7 @@ class _Session:
         training = self.recipe.training
         parts = ["shared prefix on" if training.shared_prefix else "shared prefix off (training.shared_prefix)"]
         parts.append(describe(self.recipe))
+        parts.append(f"rollouts with {training.rollout}")
         if self.trainer.perceiver is not None:
             where = {"update": "in the update's own forward pass", "scoring": "in the scoring pass"}
             parts.append(f"frame attention read {where[self.trainer.perceiver.where]}")
@@ -226,6 +232,14 @@ class _Session:
 
 def algorithm_label(settings: PolicySettings) -> str:
     return settings.algorithm.upper().replace("_", "-")
+
+
+def _engine(recipe: Recipe, model_path: str, out: Path) -> Any:
+    if recipe.training.rollout == "transformers":
+        return None
+    from appo.training.vllm_rollouts import rollouts_for
+
+    return rollouts_for(recipe, model_path, out / "rollout_weights")
 
 
 def _lora(recipe: Recipe) -> Any:

@@ -1,0 +1,275 @@
+"""Prompts -> groups of completions with vLLM, from the weights as they are after the last update.
+
+Between the trainer and an engine, which lives in the training's own process (`ColocatedEngine`) or behind
+`vllm serve` (`appo.training.vllm_server`). TRL's own vLLM path passes images only; what is taken from TRL is how a
+policy's parameters are gathered and named (FSDP, ZeRO, adapters). A group is one request with n = G: its prompt is
+prefilled once, the other members find it in the prefix cache. The sampled tokens' log-probabilities go back to TRL,
+whose importance-sampling correction makes up for what differs between the two engines; APPO reads its attention in the
+scoring pass that this correction needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from trl.generation.vllm_generation import VLLMGeneration
+
+from appo.config import Recipe
+from appo.modeling import vllm_worker
+from appo.modeling.inputs import PromptInputs
+from appo.modeling.vllm_inputs import check_family, engine_input
+from appo.training.rollouts import placeholder_tokens
+from appo.training.scoring import Row, score
+
+CHECK_COMPLETIONS, CHECK_TOKENS = 4, 8
+# Mean distance of log-probabilities. Other frames or positions move it by tenths; float32 kernels by 1e-5, bfloat16
+# ones, in two engines, by a few hundredths.
+TOLERANCE = {"float32": 1e-2, "bfloat16": 0.15}
+
+
+class RolloutMismatch(RuntimeError):
+    """vLLM does not see a prompt as scoring and loss do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One completion, its end token included, and the log-probability of each token as it was drawn."""
+
+    tokens: list[int]
+    logps: list[float]
+
+
+class Engine(Protocol):
+    """A vLLM engine somewhere. Sampling parameters are keyword arguments of `vllm.SamplingParams`."""
+
+    def generate(
+        self, prompts: Sequence[PromptInputs], sampling: Sequence[dict[str, Any]]
+    ) -> list[list[Sampled]]:
+        """`n` completions for each prompt."""
+        ...
+
+    def load_policy(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Replace the weights; what was cached of the old ones is dropped. Every process calls it with all weights."""
+        ...
+
+    def watched(self, prompt: PromptInputs, sampling: dict[str, Any]) -> tuple[list[Sampled], Tensor]:
+        """Completions of one prompt, and the (3, P) rotary positions that it was run with."""
+        ...
+
+    def prefix_cache_counts(self) -> tuple[int, int]:
+        """Prompt tokens asked for and found in the prefix cache so far."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class VLLMRollouts:
+    """What the trainer calls in place of transformers' generate. `engine` may be shared by trainings that follow
+    one another.
+    """
+
+    def __init__(self, trainer: Any, engine: Engine):
+        check_family(trainer._policy().config.model_type)
+        self._trainer, self._engine = trainer, engine
+        self._weights = _PolicyWeights(trainer.model, trainer.accelerator, trainer.processing_class)
+        self._loaded_step: int | None = None
+        self._checked = False
+
+    def roll_out(
+        self, prompts: Sequence[PromptInputs], seeds: Sequence[int], num_generations: int
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Completions and their log-probabilities, group after group. seeds: one for each completion.
+
+        Raises RolloutMismatch when, before the first of them, vLLM and the policy disagree about a prompt.
+        """
+        self._synchronise()
+        if not self._checked:
+            self._check(prompts[0])
+            self._checked = True
+        queries, hits = self._engine.prefix_cache_counts()
+        # vLLM gives member i of a request its seed + i.
+        sampling = [self._sampling(n=num_generations, seed=seed >> 1) for seed in seeds[::num_generations]]
+        found = self._engine.generate(prompts, sampling)
+        more_queries, more_hits = self._engine.prefix_cache_counts()
+        share = (more_hits - hits) / max(1, more_queries - queries)
+        self._trainer._metrics["train"]["rollout/prefix_cache_hit_share"].append(share)
+        flat = [completion for group in found for completion in group]
+        return [completion.tokens for completion in flat], [completion.logps for completion in flat]
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _synchronise(self) -> None:
+        step = self._trainer.state.global_step
+        if self._loaded_step != step:
+            with self._trainer.phases("weight_sync"):
+                self._engine.load_policy(self._weights.named())
+            self._loaded_step = step
+
+    def _sampling(self, **changes: Any) -> dict[str, Any]:
+        trainer = self._trainer
+        return {
+            "temperature": trainer.temperature,
+            "top_p": trainer.top_p,
+            "max_tokens": trainer.max_completion_length,
+            "stop_token_ids": list(trainer.eos_token_ids),
+            # A sampled visual token would stand for features that do not exist.
+            "logit_bias": {token: -100.0 for token in placeholder_tokens(trainer._policy())},
+            "logprobs": 0,  # of the sampled token alone
+            "detokenize": False,
+        } | changes
+
+    @torch.no_grad()
+    def _check(self, prompt: PromptInputs) -> None:
+        """Compare positions and log-probabilities of one prompt in vLLM and in the policy."""
+        trainer, name = self._trainer, f"sample {prompt.sample.id}"
+        sampling = self._sampling(
+            n=CHECK_COMPLETIONS, seed=0, max_tokens=CHECK_TOKENS, top_p=1.0, logit_bias=None
+        )
+        found, positions = self._engine.watched(prompt, sampling)
+        if positions.shape != prompt.positions.shape:
+            raise RolloutMismatch(
+                f"{name}: vLLM ran {positions.shape[1]} prompt tokens, scoring and loss have {len(prompt.ids)}"
+            )
+        if not torch.equal(positions, prompt.positions):
+            place = int((positions != prompt.positions).any(dim=0).nonzero()[0])
+            raise RolloutMismatch(
+                f"{name}: from token {place} on vLLM numbers (time, height, width) "
+                f"{positions[:, place].tolist()}, scoring and loss {prompt.positions[:, place].tolist()}; the seconds "
+                f"per temporal patch ({prompt.seconds_per_grid.tolist()}) or the grid did not arrive, or the model was "
+                "loaded without appo.modeling.positions.install"
+            )
+        visual = set(placeholder_tokens(trainer._policy()))
+        rows, logps = [], []
+        for completion in found:
+            end = next((i for i, t in enumerate(completion.tokens) if t in visual), len(completion.tokens))
+            if end:
+                rows.append(Row(prompt, 0, torch.tensor(completion.tokens[:end])))
+                logps.append(torch.tensor(completion.logps[:end]))
+        with trainer.accelerator.autocast():
+            scores = score(
+                trainer.model,
+                rows,
+                max(len(row.tokens) for row in rows),
+                shared_prefix=trainer.recipe.training.shared_prefix,
+                pad_token_id=trainer._tokenizer.pad_token_id,
+                device=trainer.accelerator.device,
+            )
+        ours = torch.cat([scores.logps[i, : len(logps[i])].float().cpu() for i in range(len(rows))])
+        distance = float((ours - torch.cat(logps)).abs().mean())
+        allowed = TOLERANCE[trainer.recipe.model.dtype]
+        if not distance <= allowed:
+            raise RolloutMismatch(
+                f"{name}: log-probabilities of the same tokens differ by {distance:.3g} on average between vLLM and "
+                f"the policy ({allowed:g} allowed for {trainer.recipe.model.dtype}); other frames, features or weights "
+                "reached vLLM. Use training.rollout=transformers until it is found"
+            )
+
+
+class ColocatedEngine:
+    """An engine in the training's own process, one per process, on the same device."""
+
+    def __init__(self, model_path: str, recipe: Recipe, *, max_num_seqs: int):
+        from appo.modeling.vllm_engine import engine_settings, open_engine
+
+        training = recipe.training
+        settings = engine_settings(
+            max_model_len=training.vllm_max_model_len,
+            max_num_seqs=max_num_seqs,
+            dtype=recipe.model.dtype,
+            gpu_memory_utilization=training.vllm_gpu_memory_utilization,
+            worker_extension=vllm_worker.NAME,
+        )
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            # Every process runs an engine of its own inside the training's process group.
+            settings["distributed_executor_backend"] = "external_launcher"
+        self._longest = training.vllm_max_model_len
+        self._llm = open_engine(model_path, **settings)
+
+    def generate(
+        self, prompts: Sequence[PromptInputs], sampling: Sequence[dict[str, Any]]
+    ) -> list[list[Sampled]]:
+        from vllm import SamplingParams
+
+        from appo.modeling.vllm_engine import generate
+
+        for prompt, parameters in zip(prompts, sampling, strict=True):
+            check_length(prompt, parameters["max_tokens"], self._longest)
+        outputs = generate(
+            self._llm, [engine_input(p) for p in prompts], [SamplingParams(**s) for s in sampling]
+        )
+        return [
+            [
+                Sampled(
+                    list(one.token_ids),
+                    [
+                        chosen[token].logprob
+                        for token, chosen in zip(one.token_ids, one.logprobs, strict=True)
+                    ],
+                )
+                for one in sorted(output.outputs, key=lambda one: one.index)
+            ]
+            for output in outputs
+        ]
+
+    def load_policy(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        self._llm.collective_rpc("load_policy", args=(weights,))
+        self._llm.reset_prefix_cache()
+        self._llm.llm_engine.reset_encoder_cache()  # features of an unfrozen tower are old now
+
+    def watched(self, prompt: PromptInputs, sampling: dict[str, Any]) -> tuple[list[Sampled], Tensor]:
+        self._llm.collective_rpc("watch_positions")
+        (found,) = self.generate([prompt], [sampling])
+        (watched,) = self._llm.collective_rpc("watched_positions")
+        return found, torch.tensor(watched["positions"][0])
+
+    def prefix_cache_counts(self) -> tuple[int, int]:
+        from appo.modeling.vllm_engine import prefix_cache_counts
+
+        return prefix_cache_counts(self._llm)
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+
+
+def check_length(prompt: PromptInputs, max_tokens: int, longest: int) -> None:
+    """Raise ValueError where a prompt and its completion are longer than the engine was made for."""
+    if len(prompt.ids) + max_tokens > longest:
+        raise ValueError(
+            f"training.vllm_max_model_len={longest}: sample {prompt.sample.id} has {len(prompt.ids)} prompt tokens and "
+            f"may draw {max_tokens}; raise it to {len(prompt.ids) + max_tokens} or more"
+        )
+
+
+def rollouts_for(recipe: Recipe, model_path: str, folder: Path) -> Callable[[Any], VLLMRollouts]:
+    """What makes the trainer's rollouts, once the trainer stands. folder: where weights for a server are left."""
+
+    def open_rollouts(trainer: Any) -> VLLMRollouts:
+        rows = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation
+        if recipe.training.rollout == "vllm_colocate":
+            return VLLMRollouts(trainer, ColocatedEngine(model_path, recipe, max_num_seqs=rows))
+        from appo.training.vllm_server import ServedEngine
+
+        return VLLMRollouts(trainer, ServedEngine(recipe, folder, trainer.accelerator))
+
+    return open_rollouts
+
+
+class _PolicyWeights(VLLMGeneration):
+    """TRL's walk over a policy's parameters, without TRL's engine."""
+
+    def __init__(self, model: Any, accelerator: Any, processing_class: Any):
+        super().__init__(model, accelerator, processing_class)
+
+    def _init_vllm(self) -> None:
+        """No engine of TRL's."""
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters one at a time, whole, with adapters merged, under their names in a checkpoint."""
+        for name, parameter in self._iter_named_params():
+            yield name, parameter.detach()
