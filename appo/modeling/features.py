@@ -25,7 +25,9 @@ def install(model: Any) -> Any:
 
 
 def base_model(model: Any) -> Any:
-    """The module that holds `visual` and `language_model`, under PEFT or not."""
+    """The module that holds `visual` and `language_model`, under DDP and PEFT or not."""
+    while hasattr(model, "module"):
+        model = model.module
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return inner.model
 
@@ -33,9 +35,12 @@ def base_model(model: Any) -> Any:
 @torch.no_grad()
 def encode(model: Any, kind: str, pixels: Tensor, grid_thw: Tensor) -> list[Tensor]:
     """Features of each video (kind="video") or image, (tokens, hidden * (1 + deepstack layers)) each."""
+    from appo.modeling.windows import batched_windows
+
     base = base_model(model)
     device = base.visual.device if hasattr(base.visual, "device") else next(base.visual.parameters()).device
-    found = getattr(base, f"get_{kind}_features")(pixels.to(device), grid_thw.to(device))
+    with batched_windows(model):
+        found = getattr(base, f"get_{kind}_features")(pixels.to(device), grid_thw.to(device))
     extra = getattr(found, "deepstack_features", None) or []
     sizes = (grid_thw.prod(-1) // base.visual.spatial_merge_size**2).tolist()
     joined = torch.cat([torch.cat(list(found.pooler_output)), *extra], dim=-1)

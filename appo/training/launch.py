@@ -1,0 +1,120 @@
+"""A training on one process or on many: `accelerate launch` of the same `train` function, with shipped configurations.
+
+`launch` is what steps and pods call. With one process it trains right here; with more it starts this module under
+`accelerate launch`, streams what the processes print, and hands back their end: a failed training raises with the last
+lines, one that was stopped and has saved raises Interrupted.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from appo.config import Recipe, parse_recipe
+
+# Told apart from failures: a saved, unfinished training is to be started again (BSD's EX_TEMPFAIL).
+EXIT_INTERRUPTED = 75
+LINES_OF_REASON = 30
+
+
+class TrainingFailed(RuntimeError):
+    """The processes of a training ended with an error; the message holds their last lines."""
+
+
+def launch_command(
+    recipe: Recipe, job: Path, *, processes: int, machines: int = 1, rank: int = 0, address: str | None = None
+) -> list[str]:
+    """The `accelerate launch` command line. processes: over all machines; job: the file `write_job` made."""
+    import importlib.util
+
+    kind = recipe.training.distributed if _has_gpu() else "cpu"
+    config = resources.files("appo.recipes") / "accelerate" / f"{kind}.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["--num_processes", str(processes), "--num_machines", str(machines)]
+    if machines > 1:
+        command += ["--machine_rank", str(rank), "--main_process_ip", str(address), "--main_process_port", "29500"]
+    else:
+        command += ["--main_process_port", "0"]
+    if recipe.model.dtype == "float32":
+        command += ["--mixed_precision", "no"]
+    if importlib.util.find_spec("appo.training.launch") is None:
+        raise TrainingFailed("appo is not importable here; install the package before launching")
+    return [*command, "-m", "appo.training.launch", str(job)]
+
+
+def write_job(path: Path, recipe: Recipe, **arguments: Any) -> Path:
+    """What every process reads: the resolved recipe and `train`'s other arguments."""
+    from appo.storage import write_atomic
+
+    values = {name: str(v) if isinstance(v, Path) else v for name, v in arguments.items()}
+    write_atomic(path, json.dumps({"recipe": recipe.to_json(), **values}))
+    return path
+
+
+def launch(recipe: Recipe, *, processes: int, **arguments: Any) -> None:
+    """Train on `processes` processes of this machine; arguments as `appo.training.run.train` takes them.
+
+    Raises Interrupted after a SIGTERM was passed on and a checkpoint saved, TrainingFailed otherwise.
+    """
+    from appo.training.run import Interrupted
+
+    with tempfile.TemporaryDirectory() as folder:
+        job = write_job(Path(folder) / "job.json", recipe, **arguments)
+        command = launch_command(recipe, job, processes=processes)
+        last: collections.deque[str] = collections.deque(maxlen=LINES_OF_REASON)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_env())
+        previous = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                last.append(line)
+                print(line, end="", flush=True)
+            code = process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    if code == EXIT_INTERRUPTED or (Path(arguments["out"]) / "INTERRUPTED").exists():
+        raise Interrupted(f"{arguments['out']}: stopped and saved; run again to continue")
+    if code:
+        raise TrainingFailed(f"training ended with status {code}:\n{''.join(last)}")
+
+
+def main(path: str) -> int:
+    """One process of a launched training."""
+    from appo.training.run import Interrupted, train
+
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    recipe = parse_recipe(job.pop("recipe"))
+    for name in ("manifest_path", "out"):
+        job[name] = Path(job[name])
+    marker = job["out"] / "INTERRUPTED"
+    marker.unlink(missing_ok=True)
+    try:
+        train(recipe, **job)
+    except Interrupted as stopped:
+        print(stopped, flush=True)
+        marker.write_text(str(stopped), encoding="utf-8")
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _env() -> dict[str, str]:
+    # Progress bars and log lines of the processes must arrive as they are written.
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
