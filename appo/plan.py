@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +19,16 @@ from appo.config import Perception, Recipe, RecipeError, load_recipe
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """One training of a comparison."""
+    """One training of a comparison. variant: its name in an ablation, empty otherwise."""
 
     algorithm: str
     seed: int
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.algorithm}-seed{self.seed}"
+        label = f"{self.algorithm}.{self.variant}" if self.variant else self.algorithm
+        return f"{label}-seed{self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,36 @@ def trainings(recipe: Recipe) -> list[Training]:
     comparison.
     """
     return [Training(algorithm, seed) for seed in recipe.training.seeds for algorithm in recipe.algorithms]
+
+
+def ablation(recipe: Recipe, variants: Sequence[str]) -> list[tuple[Training, Recipe]]:
+    """Every variant with every seed, each with its recipe; a variant is `name: key=value key=value`.
+
+    Only what a training reads may vary: data, video and model are the same for all, or they could not be
+    compared. Raises RecipeError naming the variant.
+    """
+    made: dict[str, Recipe] = {}
+    for variant in variants:
+        name, colon, settings = variant.partition(":")
+        name = name.strip()
+        if not colon or not re.fullmatch(r"[\w-]+", name):
+            raise RecipeError(
+                f"variant {variant!r}: write it as name: section.key=value, the name without spaces"
+            )
+        if name in made:
+            raise RecipeError(f"variant {name!r}: is given twice")
+        changed = resolve(recipe.to_json(), settings.split())
+        if layout(changed, "").base != layout(recipe, "").base:
+            raise RecipeError(
+                f"variant {variant!r}: changes the data or the model; vary policy, perception, training"
+            )
+        made[name] = changed
+    return [
+        (Training(algorithm, seed, name), changed)
+        for seed in recipe.training.seeds
+        for algorithm in recipe.algorithms
+        for name, changed in made.items()
+    ]
 
 
 def layout(recipe: Recipe, storage: str) -> Layout:

@@ -41,9 +41,10 @@ class Done:
         Path(artifact.path).write_text(self.text, encoding="utf-8")
 
 
-def validate(recipe: str, overrides: Sequence[str]) -> Recipe:
+def validate(recipe: str, overrides: Sequence[str], variants: Sequence[str] = ()) -> Recipe:
     """The first step: everything that can be refused without data or a GPU is refused here."""
     resolved = plan.resolve(recipe, overrides)
+    plan.ablation(resolved, variants)
     repeated = [seed for seed in resolved.training.seeds if resolved.training.seeds.count(seed) > 1]
     if repeated:
         raise RecipeError(f"training.seeds: {repeated[0]} is given twice; a seed counts once")
@@ -101,6 +102,7 @@ def train(recipe: Recipe, storage: str, training: Training, *, manifest: str, mo
     with Mirror(place.local, place.location):
         if not (place.local / "summary.json").is_file():
             _train(recipe, storage, training, place.local, _file(manifest), _model(model))
+            _name_variant(place.local / "summary.json", training)
     place.publish()
     summary = json.loads((place.local / "summary.json").read_text(encoding="utf-8"))
     return Done(
@@ -109,6 +111,13 @@ def train(recipe: Recipe, storage: str, training: Training, *, manifest: str, mo
         metrics=_numbers(summary),
         text=json.dumps(summary, indent=2),
     )
+
+
+def _name_variant(path: Path, training: Training) -> None:
+    """The summary says which variant of an ablation it is; reports keep variants apart by it."""
+    if training.variant:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        write_atomic(path, json.dumps({**summary, "variant": training.variant}, indent=2) + "\n")
 
 
 def _train(
@@ -161,13 +170,22 @@ def evaluate(
     return Done(location=place.location, metrics=scores, text=json.dumps(results, indent=2, default=str))
 
 
-def compare(recipe: Recipe, storage: str, *, runs: Sequence[Mapping[str, Any]], evaluations: str) -> Done:
+def compare(
+    recipe: Recipe, storage: str, *, manifest: str, runs: Sequence[Mapping[str, Any]], evaluations: str
+) -> Done:
     """Seeds -> means and deviations, ratios, plots, one page; printed, and logged to MLflow."""
     from appo.reports.compare import compare as run_comparison
 
     place = _Place(plan.layout(recipe, storage).report)
     folders = [fetch_folder(str(run["location"])) for run in runs]
-    made = run_comparison(folders, fetch_folder(evaluations), place.local, recipe=recipe)
+    made = run_comparison(
+        folders,
+        fetch_folder(evaluations),
+        place.local,
+        recipe=recipe,
+        manifest_path=_file(manifest),
+        run_dir=local_folder(storage),
+    )
     write_atomic(place.local / "table.txt", made.table)
     place.publish()
     print(f"{made.table}\nreport: {place.of(Path(made.html))}")

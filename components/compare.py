@@ -11,6 +11,7 @@ from components.images import image
 def compare(
     recipe: str,
     storage: str,
+    manifest: dsl.Input[dsl.Dataset],
     policies: dsl.Input[List[dsl.Model]],  # noqa: UP006
     scores: dsl.Input[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
@@ -25,6 +26,7 @@ def compare(
     done = steps.compare(
         parse_recipe(recipe),
         storage,
+        manifest=manifest.metadata["location"],
         runs=[policy.metadata for policy in policies],
         evaluations=scores.metadata["location"],
     )

@@ -11,6 +11,7 @@ def train(
     storage: str,
     algorithm: str,
     seed: str,
+    variant: str,
     manifest: dsl.Input[dsl.Dataset],
     base: dsl.Input[dsl.Model],
     policy: dsl.Output[dsl.Model],
@@ -24,7 +25,7 @@ def train(
     done = steps.train(
         parse_recipe(recipe),
         storage,
-        Training(algorithm, int(seed)),
+        Training(algorithm, int(seed), variant),
         manifest=manifest.metadata["location"],
         model=base.metadata["location"],
     )

@@ -11,11 +11,16 @@ from components.images import image
 def validate(
     recipe: str,
     overrides: List[str],  # noqa: UP006
+    algorithm: str = "",
+    seed: int = -1,
+    variants: List[str] = [],  # noqa: B006, UP006
 ) -> NamedTuple("Resolved", [("recipe", str), ("assembly", str), ("base", str)]):
     """Refuse what cannot run; hand on only what each step reads, so that equal work is found in the cache."""
     from appo import plan, steps
 
-    resolved = steps.validate(recipe, overrides)
+    narrowed = [f"algorithms=[{algorithm}]"] if algorithm else []
+    narrowed += [f"training.seeds=[{seed}]"] if seed >= 0 else []
+    resolved = steps.validate(recipe, [*overrides, *narrowed], variants)
     return (
         resolved.to_yaml(),
         plan.assembly_recipe(resolved).to_yaml(),
@@ -24,16 +29,17 @@ def validate(
 
 
 @dsl.component(base_image=image("data"), install_kfp_package=False)
-def plan_trainings(recipe: str) -> List[Dict[str, str]]:  # noqa: UP006
-    """Every algorithm with every seed, each with its recipe: what the trainings fan out over.
+def plan_trainings(recipe: str, variants: List[str] = []) -> List[Dict[str, str]]:  # noqa: B006, UP006
+    """Every algorithm (or variant) with every seed, each with its recipe: what the trainings fan out over.
 
     The recipe travels in the item because kfp.local puts the item in place of every parameter that a loop
     reads from a step outside.
     """
     from appo import plan
-    from appo.config import parse_recipe
 
+    resolved = plan.resolve(recipe)
+    made = [(training, resolved) for training in plan.trainings(resolved)]
     return [
-        {"algorithm": training.algorithm, "seed": str(training.seed), "recipe": recipe}
-        for training in plan.trainings(parse_recipe(recipe))
+        {"algorithm": t.algorithm, "seed": str(t.seed), "variant": t.variant, "recipe": r.to_yaml()}
+        for t, r in (plan.ablation(resolved, variants) if variants else made)
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from appo.config import Cluster
 
-NAMES = ("compare_policies",)
+NAMES = ("compare_policies", "train_and_evaluate", "ablation")
 
 
 class UnknownPipeline(ValueError):
@@ -17,6 +17,15 @@ class UnknownPipeline(ValueError):
 
 def build(name: str, cluster: Cluster) -> Any:
     """The graph `name`, with the pods that `cluster` asks for. Raises UnknownPipeline."""
+    return getattr(_module(name), name)(cluster)
+
+
+def choices(name: str) -> dict[str, list[str]]:
+    """Parameters of pipeline `name` that take one of a few values."""
+    return getattr(_module(name), "CHOICES", {})
+
+
+def _module(name: str) -> Any:
     if name not in NAMES:
         raise UnknownPipeline(f"pipeline {name!r}: unknown; there are {', '.join(NAMES)}")
-    return getattr(import_module(f"pipelines.{name}"), name)(cluster)
+    return import_module(f"pipelines.{name}")

@@ -6,15 +6,22 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 
 from appo.cli_options import RecipeOption, SetOption
 from pipelines.catalog import NAMES
 
 pipeline = typer.Typer(help="Whole pipelines: on this machine, as YAML, on a cluster.", no_args_is_help=True)
 schedule = typer.Typer(help="Recurring pipelines on a cluster.", no_args_is_help=True)
+ParameterOption = Annotated[
+    list[str],
+    typer.Option(
+        "--parameter", "-P", metavar="NAME=VALUE", help="of the pipeline; may be repeated; YAML values"
+    ),
+]
 NameArgument = Annotated[str, typer.Argument(help=f"one of {', '.join(NAMES)}")]
 
 
@@ -28,6 +35,7 @@ def run(
     ] = None,
     folder: Annotated[Path | None, typer.Option("--folder", "-f", help="default: runs/RECIPE")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="forget what finished before")] = False,
+    parameters: ParameterOption = [],  # noqa: B006
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
     """Run a pipeline on this machine; the same command again continues after the last finished step."""
@@ -44,7 +52,10 @@ def run(
             f"data.root={_root_of(data.resolve())}",
             *overrides,
         ]
-    resolved = steps.validate(recipe, overrides)  # refused here, before a folder is made
+    given = _parameters(parameters)
+    resolved = steps.validate(
+        recipe, overrides, given.get("variants", ())
+    )  # refused here, before a folder is made
     folder = (folder or Path("runs") / resolved.name).resolve()
     if fresh and folder.exists():
         shutil.rmtree(folder)
@@ -54,7 +65,7 @@ def run(
     with Story() as story:
         run_graph(
             catalog.build(name, cluster),
-            {"recipe": resolved.to_yaml(), "storage": str(folder)},
+            {"recipe": resolved.to_yaml(), "storage": str(folder), **given},
             folder=folder,
             story=story,
         )
@@ -105,6 +116,16 @@ def _root_of(data: Path) -> Path:
     return data.parent
 
 
+def _parameters(words: list[str]) -> dict[str, Any]:
+    given = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"--parameter {word}: write it as NAME=VALUE")
+        given[name] = yaml.safe_load(value)
+    return given
+
+
 def _say_results(folder: Path, report: Path) -> None:
     table = report / "table.txt"
     if table.is_file():
@@ -147,6 +168,7 @@ def submit(
     run_name: Annotated[str, typer.Option(help="default: the pipeline and the recipe")] = "",
     mlflow_experiment: Annotated[str, typer.Option(help="for Kubeflow's own MLflow plugin")] = "",
     no_mlflow_plugin: Annotated[bool, typer.Option(help="tell that plugin to leave this run alone")] = False,
+    parameters: ParameterOption = [],  # noqa: B006
 ) -> None:
     """Start a pipeline on a cluster. The recipe is checked and sent along; images need not know it."""
     from pipelines import cluster
@@ -164,6 +186,7 @@ def submit(
         images=images,
         tag=tag,
         mlflow=mlflow,
+        parameters=_parameters(parameters),
     )
     order.arguments()  # a mistake in the recipe is said before the server is asked
     client = cluster.connect(endpoint, namespace)

@@ -9,8 +9,10 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import yaml
 
 from appo.config import load_recipe
 from appo.storage import write_atomic
@@ -46,7 +48,18 @@ def compile_pipeline(
         warnings.simplefilter("ignore")
         made = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(graph, str(made), pipeline_parameters=parameters)
-        write_atomic(path, made.read_bytes())
+        write_atomic(path, _with_choices(made.read_text(encoding="utf-8"), catalog.choices(name)))
+
+
+def _with_choices(text: str, choices: Mapping[str, list[str]]) -> str:
+    """Add the values that the form offers for a parameter to the first document, which is the pipeline."""
+    if not choices:
+        return text
+    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    documents = list(yaml.safe_load_all(text))
+    for parameter, values in choices.items():
+        documents[0]["root"]["inputDefinitions"]["parameters"][parameter]["literals"] = values
+    return head + yaml.safe_dump_all(documents, sort_keys=True)
 
 
 def main(folder: str) -> None:

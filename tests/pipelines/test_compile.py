@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
 
+from appo.policy import algorithms
 from pipelines import catalog
 from pipelines.compile import compile_pipeline
 
@@ -89,6 +92,23 @@ def test_nothing_takes_a_gpu_before_the_recipe_is_checked() -> None:
 
         assert not tasks["validate"].get("dependentTasks")
         assert all("validate" in before(task) for task in tasks)
+
+
+@pytest.mark.parametrize("name", catalog.NAMES)
+def test_the_server_can_read_what_was_compiled(name: str) -> None:
+    """The server parses the YAML into this message and refuses unknown fields; so does ParseDict."""
+    pipeline, platform = spec(GOLDEN / f"{name}.yaml")
+    json_format.ParseDict(pipeline, pipeline_spec_pb2.PipelineSpec())
+    json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
+
+
+def test_parameters_are_described_and_the_algorithm_is_a_choice() -> None:
+    for name in catalog.NAMES:
+        pipeline, _ = spec(GOLDEN / f"{name}.yaml")
+        assert all(p.get("description") for p in pipeline["root"]["inputDefinitions"]["parameters"].values())
+    pipeline, _ = spec(GOLDEN / "train_and_evaluate.yaml")
+    algorithm = pipeline["root"]["inputDefinitions"]["parameters"]["algorithm"]
+    assert set(algorithm["literals"]) == set(algorithms())
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "components").glob("*.py")), ids=lambda path: path.name)

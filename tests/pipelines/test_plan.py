@@ -66,3 +66,29 @@ def test_a_recipe_survives_the_way_between_steps(form: str) -> None:
 def test_text_that_is_no_recipe_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"recipe given as text: trainig.*unknown key"):
         plan.resolve("name: x\ntrainig: {}\n")
+
+
+def test_an_ablation_varies_each_setting_with_every_seed() -> None:
+    recipe = load_recipe("demo", ["algorithms=[appo]", "training.seeds=[1, 2]"])
+    made = plan.ablation(recipe, ["hard: perception.strategy=hard", "k: perception.k1=3 perception.k3=4"])
+    assert [t.name for t, _ in made] == ["appo.hard-seed1", "appo.k-seed1", "appo.hard-seed2", "appo.k-seed2"]
+    assert made[0][1].perception.strategy == "hard"
+    assert (made[1][1].perception.k1, made[1][1].perception.k3) == (3, 4)
+    places = {plan.layout(changed, "/runs").training(training) for training, changed in made}
+    assert len(places) == 4
+    assert {plan.layout(changed, "/runs").base for _, changed in made} == {plan.layout(recipe, "/runs").base}
+
+
+@pytest.mark.parametrize(
+    ("variants", "words"),
+    [
+        (["hard perception.strategy=hard"], "name: section.key=value"),
+        (["a b: perception.k1=3"], "name: section.key=value"),
+        (["a: perception.k1=3", "a: perception.k1=4"], "'a'.*twice"),
+        (["a: perception.k9=3"], "perception.k9.*unknown key"),
+        (["a: video.num_frames=8"], "changes the data or the model"),
+    ],
+)
+def test_variants_that_cannot_be_compared_are_refused(variants: list[str], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        plan.ablation(load_recipe("demo"), variants)

@@ -1,0 +1,50 @@
+"""Variants of APPO's own settings -> one table: selection strategies (the paper's Table D), K1, K2, K3,
+alpha.
+"""
+
+from typing import List  # noqa: UP035 - KFP reads these annotations
+
+from kfp import dsl
+
+from appo.config import Cluster
+from components import validate
+from pipelines.blocks import train_all
+from pipelines.pods import light
+
+# The paper's three strategies, and the ranges over which it calls K1 and K2 stable.
+VARIANTS = [
+    "soft: perception.strategy=soft",
+    "hard: perception.strategy=hard",
+    "all: perception.strategy=all",
+    "k1-25: perception.k1=25",
+    "k2-2: perception.k2=2",
+    "k2-4: perception.k2=4",
+    "k3-32: perception.k3=32",
+    "k3-128: perception.k3=128",
+    "alpha-1_0: perception.max_weight=1.0",
+    "alpha-2_0: perception.max_weight=2.0",
+]
+
+
+def ablation(cluster: Cluster) -> dsl.base_component.BaseComponent:
+    """The graph with the pods that `cluster` asks for."""
+
+    @dsl.pipeline(name="ablation", display_name="Ablation of APPO's settings")
+    def graph(
+        recipe: str = "demo",
+        overrides: List[str] = ["algorithms=[appo]"],  # noqa: B006, UP006
+        variants: List[str] = VARIANTS,  # noqa: UP006
+        storage: str = "s3://appo/runs",
+    ):
+        """Train every variant with every seed of the recipe, evaluate all of them, compare.
+
+        Args:
+            recipe: Name of a shipped recipe (appo recipe list), or the text of one in YAML or JSON.
+            overrides: Values to change for all variants; names the algorithms whose variants are trained.
+            variants: One "name: section.key=value ..." for each; data and model are the same for all.
+            storage: Folder or s3:// prefix below which all files of the run lie.
+        """
+        checked = validate(recipe=recipe, overrides=overrides, variants=variants)
+        train_all(light(checked), storage, cluster, variants)
+
+    return graph

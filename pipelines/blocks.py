@@ -1,0 +1,48 @@
+"""The parts that several graphs share: from a checked recipe to a comparison."""
+
+from typing import Any
+
+from kfp import dsl
+
+from appo.config import Cluster
+from components import assemble, base_model, compare, evaluate, plan_trainings, train
+from pipelines.pods import for_evaluation, for_training, light
+
+
+def train_all(resolved: dsl.PipelineTask, storage: Any, cluster: Cluster, variants: Any = None) -> None:
+    """Assemble, get the base model, train in a fan-out, evaluate all checkpoints at once, compare.
+
+    resolved: the task that checked the recipe. variants: of an ablation; None: every algorithm of the recipe.
+    """
+    recipe = resolved.outputs["recipe"]
+    # An empty list as a constant, or the pipeline's parameter.
+    trainings = light(plan_trainings(recipe=recipe, **({} if variants is None else {"variants": variants})))
+    manifest = light(assemble(recipe=resolved.outputs["assembly"], storage=storage)).outputs["manifest"]
+    base = for_training(
+        base_model(recipe=resolved.outputs["base"], storage=storage, manifest=manifest), cluster
+    ).outputs["model"]
+    with dsl.ParallelFor(items=trainings.output, parallelism=cluster.parallel_trainings) as training:
+        policy = for_training(
+            train(
+                recipe=training.recipe,
+                storage=storage,
+                algorithm=training.algorithm,
+                seed=training.seed,
+                variant=training.variant,
+                manifest=manifest,
+                base=base,
+            ),
+            cluster,
+        ).outputs["policy"]
+    # Collected is changed by its use: one for each reader.
+    scores = for_evaluation(
+        evaluate(
+            recipe=recipe, storage=storage, manifest=manifest, base=base, policies=dsl.Collected(policy)
+        ),
+        cluster,
+    ).outputs["scores"]
+    light(
+        compare(
+            recipe=recipe, storage=storage, manifest=manifest, policies=dsl.Collected(policy), scores=scores
+        )
+    )

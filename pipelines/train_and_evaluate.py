@@ -1,0 +1,39 @@
+"""One algorithm, one seed: the run that a person starts from the form in Kubeflow's pages."""
+
+from typing import List  # noqa: UP035 - KFP reads these annotations
+
+from kfp import dsl
+
+from appo.config import Cluster
+from components import validate
+from pipelines.blocks import train_all
+from pipelines.pods import light
+
+# A drop-down in the form that starts a run. The compiled format knows it, the SDK's annotations do not yet.
+CHOICES = {"algorithm": ["grpo", "dapo", "appo", "pa_grpo"]}
+
+
+def train_and_evaluate(cluster: Cluster) -> dsl.base_component.BaseComponent:
+    """The graph with the pods that `cluster` asks for."""
+
+    @dsl.pipeline(name="train-and-evaluate", display_name="Train one algorithm and evaluate it")
+    def graph(
+        algorithm: str = "appo",
+        seed: int = 0,
+        recipe: str = "demo",
+        overrides: List[str] = [],  # noqa: B006, UP006
+        storage: str = "s3://appo/runs",
+    ):
+        """Train one algorithm with one seed and evaluate it beside the weights it started from.
+
+        Args:
+            algorithm: What to train with.
+            seed: Of sampling, shuffling and initialisation; 0 or more.
+            recipe: Name of a shipped recipe (appo recipe list), or the text of one in YAML or JSON.
+            overrides: Values to change, such as ["training.learning_rate=1e-6"].
+            storage: Folder or s3:// prefix below which all files of the run lie.
+        """
+        checked = validate(recipe=recipe, overrides=overrides, algorithm=algorithm, seed=seed)
+        train_all(light(checked), storage, cluster)
+
+    return graph
