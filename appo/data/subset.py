@@ -31,7 +31,8 @@ def choose_subset(
     seed: int,
     take_all_if_short: bool = False,
 ) -> list[VideoSample]:
-    """`quota[source]` samples of each source (a number or "all"), its types of question in proportion to how often they occur.
+    """`quota[source]` samples of each source (a number or "all"), its types of question in proportion to how
+    often they occur.
 
     Without quotas everything is taken; with quotas, sources that have none give nothing. Raises QuotaError
     when a source is short, unless `take_all_if_short`.

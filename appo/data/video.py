@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from appo.config import Video
+from appo.data.mp4 import frame_size
 
 FACTOR = 28  # 14 pixels a patch, 2 x 2 patches merged into one visual token
 TEMPORAL_PATCH = 2  # raw frames merged into one temporal patch
-DECODE_CHUNK_BYTES = 64 << 20  # raw frames held at once: ten of 1080p, two of 4K
 MATROSKA_MAGIC = b"\x1a\x45\xdf\xa3"
 FAULT_TOLERANCE = 1e-9
 MAX_ASPECT_RATIO = 200  # as in Qwen's own image processor
@@ -145,16 +145,8 @@ def _decode(name: str | Path, file: str | io.BytesIO, video: Video) -> VideoFram
         _check_file(Path(file))
     elif not file.getbuffer().nbytes:
         raise VideoError(name, "is empty (0 bytes)")
-    try:
-        # One thread a reader: parallelism comes from worker processes, one video each.
-        # fault_tol: without it decord hands out the last good frame again in place of each one it cannot
-        # decode; it counts a share of the frames, and 0 would mean "any number".
-        reader = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1, fault_tol=FAULT_TOLERANCE)
-        total = len(reader)
-    except _decord_errors() as error:
-        raise VideoError(name, f"cannot be opened as video: {_reason(error)}") from error
-    if total < 1:
-        raise VideoError(name, "has no video frames")
+    reader, size = _open_to_fit(name, file, video)
+    total = len(reader)
     try:
         spans = np.asarray(reader.get_frame_timestamp(np.arange(total)), dtype=np.float64).reshape(total, 2)
     except _decord_errors() as error:
@@ -163,7 +155,9 @@ def _decode(name: str | Path, file: str | io.BytesIO, video: Video) -> VideoFram
     _check_whole(name, file, float(spans[:, 1].max()))
     indices = choose_frames(starts, duration, video)
     unique = sorted(set(indices))
-    frames = _read(name, reader, unique, video)
+    frames = _read(name, reader, unique)
+    if frames.shape[1:3] != size:  # the container's header told another size than its frames have
+        frames = _read(name, _open(name, file, _fit(name, frames.shape[1], frames.shape[2], video)), unique)
     if len(unique) != len(indices):
         frames = np.concatenate([frames, frames[-1:].repeat(len(indices) - len(unique), axis=0)])
     timestamps = starts[list(indices)]
@@ -189,25 +183,58 @@ def _timeline(name: str | Path, spans: np.ndarray) -> tuple[np.ndarray, float]:
     return starts, float(max(spans[:, 1].max() - spans[:, 0].min(), starts[-1]))
 
 
-def _read(name: str | Path, reader: Any, indices: list[int], video: Video) -> np.ndarray:
-    scaled: list[np.ndarray] = []
-    size: tuple[int, int] | None = None
-    step, position = 1, 0
-    while position < len(indices):
-        try:
-            batch = _grab(reader, indices[position : position + step])
-        except _decord_errors() as error:
-            where = f"frame {indices[position]}" if step == 1 else f"frames from {indices[position]}"
-            raise VideoError(name, f"{where} of {len(reader)} cannot be decoded: {_reason(error)}") from error
-        if size is None:
-            try:
-                size = fit_size(*batch.shape[1:3], max_pixels=video.max_pixels, min_pixels=video.min_pixels)
-            except ValueError as error:
-                raise VideoError(name, str(error)) from error
-        scaled.extend(resize(frame, size) for frame in batch)
-        position += step
-        step = max(1, DECODE_CHUNK_BYTES // batch[0].nbytes)
-    return np.stack(scaled)
+def _open_to_fit(name: str | Path, file: str | io.BytesIO, video: Video) -> tuple[Any, tuple[int, int]]:
+    """A reader that gives frames of the wanted size, and that size.
+
+    decord scales (bicubic, in FFmpeg) while it converts colours, which costs a tenth of scaling its frames
+    afterwards; it must know the size when it opens the file.
+    """
+    with open(file, "rb") if isinstance(file, str) else io.BytesIO(file.getbuffer()) as stream:
+        shown = frame_size(stream)
+    reader = None
+    if shown is None:  # not an MP4: ask its first frame
+        reader = _open(name, file)
+        first = _read(name, reader, [0])
+        shown = (first.shape[1], first.shape[2])
+    size = _fit(name, *shown, video)
+    if size == shown:
+        return reader or _open(name, file), size
+    return _open(name, file, size), size
+
+
+def _open(name: str | Path, file: str | io.BytesIO, size: tuple[int, int] | None = None) -> Any:
+    import decord
+
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+    height, width = size or (-1, -1)
+    try:
+        # One thread a reader: parallelism comes from worker processes, one video each. fault_tol: without it
+        # decord hands out the last good frame again in place of each one it cannot decode; it counts a share
+        # of the frames, and 0 would mean "any number".
+        reader = decord.VideoReader(
+            file, ctx=decord.cpu(0), width=width, height=height, num_threads=1, fault_tol=FAULT_TOLERANCE
+        )
+    except _decord_errors() as error:
+        raise VideoError(name, f"cannot be opened as video: {_reason(error)}") from error
+    if len(reader) < 1:
+        raise VideoError(name, "has no video frames")
+    return reader
+
+
+def _fit(name: str | Path, height: int, width: int, video: Video) -> tuple[int, int]:
+    try:
+        return fit_size(height, width, max_pixels=video.max_pixels, min_pixels=video.min_pixels)
+    except ValueError as error:
+        raise VideoError(name, str(error)) from error
+
+
+def _read(name: str | Path, reader: Any, indices: list[int]) -> np.ndarray:
+    try:
+        return _grab(reader, indices)
+    except _decord_errors() as error:
+        where = f"frames {indices[0]} to {indices[-1]} of {len(reader)}"
+        raise VideoError(name, f"{where} cannot be decoded: {_reason(error)}") from error
 
 
 def _grab(reader: Any, indices: list[int]) -> np.ndarray:
@@ -237,7 +264,7 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     from PIL import Image
 
     image = Image.fromarray(frame)
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, reducing_gap=3.0))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def _check_whole(name: str | Path, file: str | io.BytesIO, end_s: float) -> None:
@@ -263,7 +290,9 @@ def _check_whole(name: str | Path, file: str | io.BytesIO, end_s: float) -> None
         return
     # Sound may end later than the picture, by less than half.
     if end_s < longest * (0.5 if others else 0.95) - 1.0:
-        raise VideoError(name, f"is truncated: declares {longest:.1f} s, its last frame ends at {end_s:.1f} s")
+        raise VideoError(
+            name, f"is truncated: declares {longest:.1f} s, its last frame ends at {end_s:.1f} s"
+        )
 
 
 def _decord_errors() -> tuple[type[BaseException], ...]:

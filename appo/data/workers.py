@@ -61,7 +61,7 @@ class WorkerPool(Generic[Task, Result]):
     ):
         self._make, self._timeout_s, self._memory_gib = make, timeout_s, memory_gib
         self._window = window or 8 * workers
-        self._workers = [self._start() for _ in range(workers)]
+        self._most, self._workers = workers, list[_Worker]()  # started when there is work for them
 
     def __enter__(self) -> WorkerPool[Task, Result]:
         return self
@@ -78,26 +78,36 @@ class WorkerPool(Generic[Task, Result]):
         again: deque[int] = deque()  # tasks that were queued behind one that killed its worker
         upcoming, exhausted = 0, False
         while True:
-            for worker in sorted(self._workers, key=lambda w: len(w.held)):
-                while len(worker.held) < QUEUED:
-                    if again:
-                        number = again.popleft()
-                    elif not exhausted and (not waiting or len(waiting) < self._window):
-                        try:
-                            number, task = next(source)
-                        except StopIteration:
-                            exhausted = True
-                            break
-                        waiting[number] = task
-                    else:
+            while True:
+                if again:
+                    number = again.popleft()
+                elif not exhausted and (not waiting or len(waiting) < self._window) and self._has_room():
+                    try:
+                        number, task = next(source)
+                    except StopIteration:
+                        exhausted = True
                         break
-                    self._give(worker, number, waiting[number])
+                    waiting[number] = task
+                else:
+                    break
+                self._give(self._freest(), number, waiting[number])
             if not waiting:
                 return
             self._collect(results, again)
             while upcoming in results:
                 yield waiting.pop(upcoming), results.pop(upcoming)
                 upcoming += 1
+
+    def _has_room(self) -> bool:
+        return len(self._workers) < self._most or any(len(w.held) < QUEUED for w in self._workers)
+
+    def _freest(self) -> _Worker:
+        """The worker with the least to do; a new one rather than one that is busy."""
+        freest = min(self._workers, key=lambda worker: len(worker.held), default=None)
+        if freest is None or (freest.held and len(self._workers) < self._most):
+            freest = self._start()
+            self._workers.append(freest)
+        return freest
 
     def _start(self) -> _Worker:
         ours, theirs = socket.socketpair()

@@ -59,7 +59,8 @@ class Weed:
         self._process = subprocess.Popen(
             [
                 str(Path(sys.executable).with_name("weed")), "server", f"-dir={folder}", "-ip=127.0.0.1",
-                "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
+                "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}",
+                f"-filer.port={filer}",
                 "-volume.max=20", "-master.volumeSizeLimitMB=64", "-s3", f"-s3.port={self.port}",
                 f"-s3.config={config}", "-s3.iam=false",
             ],
@@ -113,7 +114,7 @@ class Fault:
 
 
 class FaultyProxy:
-    """Forwards to the store byte for byte (the Host header too, which the signature covers), save for faults."""
+    """Forwards to the store byte for byte (with the Host header, which is signed), save for faults."""
 
     def __init__(self, upstream_port: int):
         self.faults: list[Fault] = []

@@ -1,4 +1,6 @@
-"""Whole assemblies of real clips: what is kept, what is rejected, and that nothing depends on chance or on kills."""
+"""Whole assemblies of real clips: what is kept, what is rejected, and that nothing depends on chance or on
+kills.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +126,8 @@ def test_equal_inputs_give_equal_bytes(annotations: Path, clips: Path, tmp_path:
     again = run(recipe_of(tmp_path, *settings(shuffled, clips)), tmp_path / "three")
     # Only the file's own hash may differ.
     headers = [json.loads(r.manifest.read_text().split("\n")[0]) for r in (first, again)]
-    assert [h.pop("annotations_sha256") for h in headers][0] != headers[1]
+    hashes = [header.pop("annotations_sha256") for header in headers]
+    assert hashes[0] != hashes[1]
     assert headers[0] == headers[1]
     assert first.manifest.read_text().split("\n")[1:] == again.manifest.read_text().split("\n")[1:]
 
@@ -149,7 +152,7 @@ def test_changed_recipe_reuses_what_it_can(annotations: Path, clips: Path, tmp_p
 def test_other_sampling_than_assembled_is_refused(annotations: Path, clips: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, *settings(annotations, clips, "data.limit=1"))
     manifest = read_manifest(run(recipe, tmp_path / "out").manifest)
-    with pytest.raises(ManifestError, match="video.num_frames is 8, was 4"):
+    with pytest.raises(ManifestError, match=r"video\.num_frames is 8, was 4"):
         open_frames(manifest, recipe_of(tmp_path, "video.num_frames=8"))
 
 
@@ -261,7 +264,9 @@ def test_bad_records_are_rejected_with_reasons(clips: Path, tmp_path: Path) -> N
 
 
 def test_hanging_decoder_is_stopped(clips: Path, tmp_path: Path) -> None:
-    """A named pipe with a video's name: opening it blocks for ever, in C, as some broken files make decord do."""
+    """A named pipe with a video's name: opening it blocks for ever, in C, as some broken files make decord
+    do.
+    """
     root = tmp_path / "root"
     shutil.copytree(clips, root)
     annotations = write_jsonl(tmp_path / "q.jsonl", [question("v00.mp4"), question("v01.mp4")])
@@ -294,7 +299,7 @@ def test_hanging_decoder_is_stopped(clips: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_kill_at_any_moment_and_go_on(tmp_path: Path) -> None:
-    """Kill -9 again and again: work goes on where it stopped, and ends in the bytes of an uninterrupted run."""
+    """Kill -9 again and again: work goes on where it stopped and ends in an uninterrupted run's bytes."""
     count = 150
     for index in range(count):
         write_clip(tmp_path / "clips" / f"{index}.mp4", seed=index, num_frames=8)
@@ -364,7 +369,7 @@ def test_damaged_shard_is_named(annotations: Path, clips: Path, tmp_path: Path) 
     manifest = read_manifest(run(recipe, tmp_path / "out").manifest)
     (shard,) = shard_paths(Path(manifest.frames or ""))
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(OSError, match="is not a readable shard.*assemble again"):
+    with pytest.raises(OSError, match=r"is not a readable shard.*assemble again"):
         open_frames(manifest, recipe)
 
 

@@ -116,7 +116,7 @@ def test_upload_with_wrong_bytes_is_refused(s3: FaultyProxy, monkeypatch: pytest
     """A body that changes between digest and wire (bad memory, bad proxy) must not become an object."""
     real = objectstore._b64
     monkeypatch.setattr(objectstore, "_b64", lambda digest: real(hashlib.md5(b"other").digest()))
-    with pytest.raises(StorageError, match="BadDigest|other bytes"):
+    with pytest.raises(StorageError, match=r"BadDigest|other bytes"):
         storage.write("s3://data/wrong.bin", b"right")
 
 
@@ -150,7 +150,7 @@ def test_bucket_without_permission(s3: FaultyProxy, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "reader-secret")
     objectstore.client.cache_clear()
     assert storage.read_bytes("s3://public/open.txt") == b"open"
-    with pytest.raises(StorageError, match="s3://data/secret.txt: access denied"):
+    with pytest.raises(StorageError, match=r"s3://data/secret\.txt: access denied"):
         storage.read_bytes("s3://data/secret.txt")
     with pytest.raises(StorageError, match="access denied"):
         storage.write("s3://public/mine.txt", b"no")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -11,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appo.config import Video
-from appo.data.video import VideoError, choose_frames, decode_bytes, decode_video, fit_size, sampled_fps
+from appo.data.mp4 import frame_size
+from appo.data.video import (
+    VideoError,
+    choose_frames,
+    decode_bytes,
+    decode_video,
+    fit_size,
+    resize,
+    sampled_fps,
+)
 from tests.data_room.clips import read_back, rotate, write_clip, write_sound
 
 SAME_SIZE = {"max_pixels": 56 * 84, "min_pixels": 784}
@@ -53,7 +63,8 @@ def test_rotation_metadata_and_narrow_frames(
 def test_variable_frame_rate_is_sampled_by_time(tmp_path: Path) -> None:
     times = [0, 40, 80, 120, 160, 1000, 2000, 3000, 3040, 3080, 3120, 5000, 5040, 5080, 5120, 9000]
     video = decode_video(write_clip(tmp_path / "v.mp4", times_ms=times), Video(num_frames=4))
-    # Evenly in time (0, 3, 6, 9 s), not evenly in number (0, 5, 10, 15): the nearest frame to 6 s is at 5.12 s.
+    # Evenly in time (0, 3, 6, 9 s), not evenly in number (0, 5, 10, 15): the nearest frame to 6 s is at 5.12
+    # s.
     np.testing.assert_allclose(video.timestamps_s, [0.0, 3.0, 5.12, 9.0], atol=1e-3)
     assert video.fps == pytest.approx(3 / 9)
     assert video.second_per_grid == pytest.approx(6.0)
@@ -146,7 +157,7 @@ def test_damaged_middle_is_refused_not_filled_in(tmp_path: Path) -> None:
 
 
 def test_transport_stream_with_unreachable_frames_is_refused(tmp_path: Path) -> None:
-    """B-frames in a transport stream: decord loses most frames when it seeks, and would repeat one for them."""
+    """B-frames in a transport stream: decord loses most frames when it seeks, and would repeat one."""
     with pytest.raises(VideoError, match="corrupted and recovered"):
         decode_video(write_clip(tmp_path / "a.ts", preset="medium", gop=12), Video(num_frames=16))
 
@@ -158,7 +169,7 @@ def test_extreme_aspect_ratio_is_refused() -> None:
 
 @given(height=st.integers(16, 2200), width=st.integers(16, 4000), budget=st.integers(784, 10**6))
 def test_size_laws(height: int, width: int, budget: int) -> None:
-    """Multiples of 28; within the budget unless a side is already at its least; ratio kept within rounding."""
+    """Multiples of 28; within the budget unless a side is at its least; ratio kept within rounding."""
     if max(height, width) > 200 * min(height, width):
         return
     new_height, new_width = fit_size(height, width, max_pixels=budget)
@@ -177,7 +188,9 @@ def test_size_laws(height: int, width: int, budget: int) -> None:
     count=st.integers(1, 40),
 )
 def test_choice_laws(gaps: list[float], count: int) -> None:
-    """Even number, ascending, no repeats from two frames on, first and last frame taken, nearest to even times."""
+    """Even number, ascending, no repeats from two frames on, first and last frame taken, nearest to even
+    times.
+    """
     starts = np.concatenate([[0.0], np.cumsum(gaps)])
     chosen = choose_frames(starts, float(starts[-1]) + 0.04, Video(num_frames=count))
     assert len(chosen) % 2 == 0
@@ -201,3 +214,44 @@ def test_even_spacing_matches_the_usual_formula() -> None:
 def test_rate_of_one_moment() -> None:
     assert sampled_fps(np.zeros(2), 0.5) == 4.0
     assert sampled_fps(np.zeros(2), 0.0) == 2.0
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+def test_size_is_known_from_the_header_or_the_first_frame(tmp_path: Path, suffix: str) -> None:
+    """Containers with a header that is read (MP4, MOV) and without give the same frames."""
+    clip = write_clip(tmp_path / f"a.{suffix}", size=(120, 200))
+    with clip.open("rb") as stream:
+        assert frame_size(stream) == ((120, 200) if suffix in ("mp4", "mov") else None)
+    reference = decode_video(write_clip(tmp_path / "reference.mp4", size=(120, 200)), Video(num_frames=4))
+    np.testing.assert_array_equal(decode_video(clip, Video(num_frames=4)).frames, reference.frames)
+
+
+def test_rotated_size_from_the_header(tmp_path: Path) -> None:
+    for degrees, size in ((90, (200, 120)), (180, (120, 200))):
+        with rotate(write_clip(tmp_path / "a.mp4", size=(120, 200)), degrees).open("rb") as stream:
+            assert frame_size(stream) == size
+
+
+def test_a_header_that_lies_about_the_size(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.mp4", size=(56, 84))
+    data = bytearray(clip.read_bytes())
+    at = data.index(b"stsd") + 4 + 8 + 8 + 24
+    data[at : at + 4] = (28).to_bytes(2, "big") * 2
+    clip.write_bytes(data)
+    frames = decode_video(clip, Video(num_frames=4)).frames
+    assert (frames.shape[1] % 28, frames.shape[2] % 28) == (0, 0)
+
+
+@given(data=st.binary(max_size=200))
+def test_header_of_anything(data: bytes) -> None:
+    for start in (b"", b"\x00\x00\x00\x08ftyp", b"\x00\x00\x00\x08ftyp\x00\x00\x00\xc8moov"):
+        frame_size(io.BytesIO(start + data))
+
+
+def test_scaling_is_that_of_a_reference(tmp_path: Path) -> None:
+    """decord's scaler against Pillow's bicubic on PyAV's frames: other filters' tails, the same picture."""
+    clip = write_clip(tmp_path / "a.mp4", size=(180, 320))
+    video = decode_video(clip, Video(num_frames=4, max_pixels=112 * 196))
+    for frame, original in zip(video.frames, read_back(clip)[list(video.frame_indices)], strict=True):
+        reference = resize(original, frame.shape[:2])
+        assert np.abs(frame[:80].astype(int) - reference[:80].astype(int)).mean() < 2.0  # below it lies noise

@@ -75,7 +75,9 @@ def test_a_hang_costs_its_deadline_and_no_more() -> None:
 
 
 def test_back_pressure() -> None:
-    """The source of tasks is never read further ahead than the window, though the first task blocks the output."""
+    """The source of tasks is never read further ahead than the window, though the first task blocks the
+    output.
+    """
     asked = []
 
     def tasks():
