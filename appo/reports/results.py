@@ -168,7 +168,7 @@ def _item(record: dict[str, Any], path: Path) -> Item:
         score=float(score),
         answer=str(record.get("answer", record.get("gold", ""))),
         parsed=None if parsed is None else str(parsed),
-        completion=str(text),
+        completion="" if text is None else str(text),
         truncated=bool(record.get("truncated", False)),
     )
 

@@ -396,17 +396,24 @@ class Tracker:
 
     def _at_exit(self) -> None:
         error = getattr(sys, "last_value", None)
-        reason = _reason(error) if error is not None else "the process ended before the run did"
+        if _stopped:
+            reason = _stopped[0]
+        else:
+            reason = "the process ended before the run did" if error is None else _reason(error)
         self.end("FAILED", reason, timeout_s=20.0)
 
 
+_stopped: list[str] = []  # why this process was told to go, for runs that are ended by `_at_exit`
+
+
 def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:
+    _stopped.append("terminated (SIGTERM)")
     raise SystemExit(128 + number)
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
-        return "terminated (SIGTERM)"
+    if isinstance(error, SystemExit) and _stopped:
+        return _stopped[0]
     return scrub(f"{type(error).__name__}: {error}")
 
 
