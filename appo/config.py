@@ -195,6 +195,7 @@ class Training(Section):
     rollout: Literal["transformers", "vllm_colocate", "vllm_server"] = "transformers"
     vllm_server_url: str | None = None
     vllm_gpu_memory_utilization: Share = 0.3
+    vllm_server_memory_utilization: Share = Field(0.9, description="of a rollout server's own GPU")
     vllm_max_model_len: Positive = Field(8192, description="tokens of a prompt and its completion in rollouts")
     shared_prefix: bool = True
     feature_cache: bool = True

@@ -1,0 +1,142 @@
+"""Items of a benchmark -> prepared prompts, made ahead in threads and kept for the next checkpoint.
+
+The frames come from the same sources and the tensors from the same function as in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from appo.data.schema import VideoSample
+from appo.data.video import VideoError
+from appo.evaluation.prefetch import Prefetch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from appo.data.frames import FrameSource
+    from appo.data.video import VideoFrames
+    from appo.modeling.inputs import PromptInputs
+
+KEPT_BYTES = 1 << 30
+
+
+def positions_model(config_path: str) -> Any:
+    """A model without weights: what is needed of it are the rotary positions of a prompt."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from appo.modeling import positions
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(config_path))
+    return positions.install(model)
+
+
+class PromptMaker:
+    """Makes, and keeps while they are few, the prompts of one processor. Safe to call from several
+    threads.
+    """
+
+    def __init__(self, processor: Any, model: Any):
+        self._processor, self._model = processor, model
+        self._lock = threading.Lock()  # tokenizers forbid concurrent use
+        self._reading = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str], PromptInputs] = OrderedDict()
+        self._kept_bytes = 0
+        self._sources = threading.local()
+
+    def make(self, sample: VideoSample, frames: FrameSource, template: str) -> PromptInputs:
+        """Raises VideoError when the sample's video gives no frames."""
+        from appo.modeling.inputs import build_inputs
+
+        key = (sample.id, template)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        video, image = self._look(sample, frames)
+        with self._lock:
+            made = build_inputs(self._processor, self._model, sample, video, image, template=template)
+            self._keep(key, made)
+        return made
+
+    def _look(self, sample: VideoSample, frames: FrameSource) -> tuple[VideoFrames | None, Image | None]:
+        from appo.data.frames import DecodedFrames
+
+        if isinstance(frames, DecodedFrames):
+            source = self._source_of_thread(frames)
+            return None if sample.video is None else source.load(sample), source.image(sample)
+        # Shards are files that all threads of a process share, and their reader may not be.
+        with self._reading:
+            return None if sample.video is None else frames.load(sample), frames.image(sample)
+
+    def _source_of_thread(self, frames: FrameSource) -> FrameSource:
+        """Archives are open files that threads may not share, but a source may be copied."""
+        copies: dict[int, FrameSource] = self._sources.__dict__.setdefault("copies", {})
+        if id(frames) not in copies:
+            copies[id(frames)] = pickle.loads(pickle.dumps(frames))
+        return copies[id(frames)]
+
+    def _keep(self, key: tuple[str, str], made: PromptInputs) -> None:
+        self._kept[key] = made
+        self._kept_bytes += _size(made)
+        while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_bytes -= _size(dropped)
+
+
+def _size(prompt: PromptInputs) -> int:
+    visions = [vision for vision in (prompt.video, prompt.image) if vision is not None]
+    return sum(vision.pixels.nbytes for vision in visions)
+
+
+@dataclass(slots=True)
+class PromptStream:
+    """What an engine takes prompts from. Items whose video fails are left out and noted in `failed`."""
+
+    prefetch: Prefetch[tuple[str, PromptInputs | VideoError]]
+    on_prompt: Callable[[str, PromptInputs], None] = lambda name, prompt: None
+    failed: dict[str, VideoError] = field(default_factory=dict)
+
+    def take(self, *, wait: bool) -> tuple[str, PromptInputs] | None:
+        while (taken := self.prefetch.take(wait=wait)) is not None:
+            name, made = taken
+            if isinstance(made, VideoError):
+                self.failed[name] = made
+                continue
+            self.on_prompt(name, made)
+            return name, made
+        return None
+
+
+def jobs(
+    maker: PromptMaker, samples: Sequence[VideoSample], frames: FrameSource, template: str
+) -> list[Callable[[], tuple[str, PromptInputs | VideoError]]]:
+    """One job a sample, for `Prefetch`."""
+
+    def job(sample: VideoSample) -> tuple[str, PromptInputs | VideoError]:
+        try:
+            return sample.id, maker.make(sample, frames, template)
+        except VideoError as error:
+            return sample.id, error
+
+    return [lambda sample=sample: job(sample) for sample in samples]  # type: ignore[misc]
+
+
+def prompt_digest(prompt: PromptInputs) -> str:
+    """16 hex digits over everything the model is given: text, tokens, pixels, grid, times."""
+    digest = hashlib.sha256(prompt.text.encode())
+    digest.update(prompt.ids.numpy().tobytes())
+    digest.update(prompt.seconds_per_grid.numpy().tobytes())
+    for vision in (prompt.video, prompt.image):
+        if vision is not None:
+            digest.update(vision.grid_thw.numpy().tobytes())
+            digest.update(vision.pixels.numpy().tobytes())
+    return digest.hexdigest()[:16]
