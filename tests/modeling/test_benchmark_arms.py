@@ -1,0 +1,116 @@
+"""The arms that are timed against one another compute the same, with torch, transformers and trl alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.arms import Step
+from benchmarks.counting import body, count, tower
+from benchmarks.shapes import SHAPES, build_model, build_prompts, completions
+
+# Float32 sums in another order, through four layers and the head.
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def step():
+    shape = replace(SHAPES["tiny"], groups=2)
+    model = build_model(shape, torch.device("cpu"))
+    with torch.no_grad():  # the default initialisation is so small that attention would be all but uniform
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1 and "language_model" in name:
+                weight.mul_(3.0)
+    return Step(shape, model, build_prompts(shape, model), completions(shape))
+
+
+def test_all_arms_score_alike(step):
+    lengths = torch.tensor([len(c) for c in step.completions[0]])
+    valid = torch.arange(int(lengths.max())) < lengths[:, None]
+    with torch.no_grad():
+        plain = step._score("probe_appo", step._rows("probe_appo", 0), int(lengths.max()), probe=True)
+        shared = step._score("appo", step._rows("appo", 0), int(lengths.max()), probe=True)
+        logits, attention, logps = step._eager(step._rows("plain_appo", 0), int(lengths.max()), lengths)
+    torch.testing.assert_close(shared.logps[valid], plain.logps[valid], **CLOSE)
+    torch.testing.assert_close(logps[valid], plain.logps[valid], **CLOSE)
+    torch.testing.assert_close(shared.attention[valid], attention[valid], **CLOSE)
+    torch.testing.assert_close(plain.attention[valid], attention[valid], **CLOSE)
+    assert attention[valid].std() > 1e-4  # not uniform: the comparison says something
+    head = step.model.get_output_embeddings().weight
+    torch.testing.assert_close((shared.hidden @ head.T)[valid], logits[valid], **CLOSE)
+
+
+@pytest.mark.parametrize("scoring", [True, False])
+def test_both_ways_to_run_dapo_give_one_gradient(step, scoring):
+    gradients = {}
+    step.optimizer.step = lambda: None  # keep the weights: the arms must start from the same ones
+    for arm in ("plain_dapo", "dapo", "probe_appo", "appo"):
+        original, step.optimizer.zero_grad = step.optimizer.zero_grad, lambda: None
+        step.run(arm, rollout=False, scoring=scoring)
+        step.optimizer.zero_grad = original
+        gradients[arm] = torch.cat(
+            [p.grad.flatten() for p in step.model.parameters() if p.grad is not None]
+        ).clone()
+        step.model.zero_grad()
+    for one, other in (("plain_dapo", "dapo"), ("probe_appo", "appo")):
+        difference = (gradients[one] - gradients[other]).norm() / gradients[one].norm()
+        assert difference < 1e-3
+    assert (gradients["dapo"] - gradients["appo"]).norm() / gradients["dapo"].norm() > 1e-2
+
+
+def test_every_arm_runs_with_rollouts_and_names_its_phases(step):
+    step.phases.take()
+    for arm, phases in {
+        "plain_dapo": {"rollout", "scoring", "update", "optimizer"},
+        "plain_appo": {"rollout", "scoring", "attention", "weights", "update", "optimizer"},
+        "appo": {"rollout", "scoring", "attention", "weights", "update", "optimizer"},
+    }.items():
+        step.run(arm, rollout=True)
+        assert set(step.phases.take()) == phases
+
+
+def test_counts_agree_with_the_models_weights():
+    for name in ("tiny", "cpu"):
+        shape = SHAPES[name]
+        model = build_model(shape, torch.device("meta"))
+        layers = model.model.language_model.layers
+        assert sum(p.numel() for n, p in layers.named_parameters() if p.dim() == 2) == body(shape)
+    # Ours does less in every shape, and plain does at most G times as much.
+    for shape in SHAPES.values():
+        ratio = count(shape, shared=False).both / count(shape, shared=True).both
+        assert 1.5 < ratio < 2 * shape.generations
+        assert tower(shape) > 0
+
+
+LOADED = """
+import sys, torch, transformers, trl, trl.trainer.utils
+before = set(sys.modules)
+import benchmarks.training_step, benchmarks.growth_figure, appo.modeling.feature_cache
+print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+"""
+
+
+def test_what_is_measured_needs_torch_transformers_and_trl_alone():
+    """So that a GPU machine needs no more than these, with what they bring along."""
+    found = subprocess.run(
+        [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True
+    ).stdout.split()
+    ours = {
+        "pydantic",
+        "yaml",
+        "typer",
+        "rich",
+        "decord",
+        "av",
+        "boto3",
+        "mlflow",
+        "kfp",
+        "vllm",
+        "matplotlib",
+    }
+    assert "benchmarks" in found
+    assert not ours & set(found)
