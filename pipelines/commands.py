@@ -19,7 +19,7 @@ schedule = typer.Typer(help="Recurring pipelines on a cluster.", no_args_is_help
 ParameterOption = Annotated[
     list[str],
     typer.Option(
-        "--parameter", "-P", metavar="NAME=VALUE", help="of the pipeline; may be repeated; YAML values"
+        "--parameter", "-P", metavar="NAME=VALUE", help="of the pipeline, in YAML; may be repeated"
     ),
 ]
 NameArgument = Annotated[str, typer.Argument(help=f"one of {', '.join(NAMES)}")]

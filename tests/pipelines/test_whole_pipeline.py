@@ -1,0 +1,107 @@
+"""The demo's graph, small and for real: videos, warm start, trainings, vLLM, report, MLflow - and again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+APPO = Path(sys.executable).parent / "appo"
+SMALL = [
+    "training.max_steps=2",
+    "training.seeds=[0]",
+    "training.prompts_per_step=4",
+    "training.save_every=1",
+    "model.warm_start.steps=10",
+    "data.key_moment.train=16",
+    "data.key_moment.easy_train=32",
+    "data.key_moment.validation=4",
+    "data.key_moment.test=8",
+]
+
+
+def run(folder: Path) -> subprocess.CompletedProcess[str]:
+    words = [word for value in SMALL for word in ("--set", value)]
+    return subprocess.run(
+        [APPO, "pipeline", "run", "--recipe", "demo", "--folder", folder, *words],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("pipeline") / "run"
+    done = run(folder)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    return folder, done.stdout
+
+
+def summaries(folder: Path) -> dict[str, dict]:
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/train/*/summary.json")}
+
+
+def test_three_algorithms_are_trained_from_the_same_weights_on_the_same_data(first) -> None:
+    folder, _ = first
+    made = summaries(folder)
+    assert set(made) == {"grpo-seed0", "dapo-seed0", "appo-seed0"}
+    assert len({summary["manifest_digest"] for summary in made.values()}) == 1
+    assert all(summary["steps"] == 2 for summary in made.values())
+    for name in made:
+        assert list(folder.glob(f"*/train/{name}/checkpoint/*.safetensors"))
+        lines = next(folder.glob(f"*/train/{name}/metrics.jsonl")).read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_every_checkpoint_and_the_start_are_scored_on_every_test_question(first) -> None:
+    folder, _ = first
+    scores = {path.parent.name: path for path in folder.glob("*/evaluation-*/*/key_moment.jsonl")}
+    assert set(scores) == {"warm_start", "grpo-seed0", "dapo-seed0", "appo-seed0"}
+    ids = [tuple(sorted(json.loads(line)["id"] for line in path.open())) for path in scores.values()]
+    assert len(set(ids)) == 1
+    assert len(ids[0]) == 8
+
+
+def test_the_screen_ends_with_the_comparison_and_where_to_look(first) -> None:
+    _, shown = first
+    for words in ("GRPO", "DAPO", "APPO", "samples/s", "report:", "appo ui"):
+        assert words in shown
+    assert "Traceback" not in shown
+    assert "executor_input" not in shown
+    assert len(shown.splitlines()) < 120
+    report = Path(next(line for line in shown.splitlines() if line.startswith("report:")).split()[1])
+    assert report.is_file()
+    assert "<svg" in report.read_text() or "<img" in report.read_text()
+
+
+def test_mlflow_holds_parents_and_children(first) -> None:
+    folder, _ = first
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("demo")
+    runs = client.search_runs([experiment.experiment_id])
+    children = [run for run in runs if run.data.tags.get("appo.role") == "training"]
+    parents = {run.info.run_id for run in runs if run.data.tags.get("appo.role") == "parent"}
+    assert {run.data.tags["appo.algorithm"] for run in children} == {"grpo", "dapo", "appo"}
+    assert all(run.data.tags["mlflow.parentRunId"] in parents for run in children)
+    assert all(run.info.status == "FINISHED" for run in children)
+
+
+def test_the_same_command_again_only_shows_the_results(first) -> None:
+    folder, shown = first
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/train/*/*") if path.is_file()}
+    start = time.monotonic()
+    again = run(folder)
+    assert again.returncode == 0
+    assert time.monotonic() - start < 15
+    assert "> " not in again.stdout  # no step was started
+    assert again.stdout.split("report:")[1] == shown.split("report:")[1]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
