@@ -28,7 +28,7 @@ from appo.perception import perception_weights, perception_weights_from_hidden
 from appo.perception.probe import FrameProbe
 from appo.training.phases import Phases
 from appo.training.rollouts import generate_groups, left_padded
-from appo.training.scoring import Row, Scores, score
+from appo.training.scoring import Row, Scores, log_normalizers, score
 from benchmarks.shapes import EOS, PAD, Shape
 
 ARMS = ("plain_dapo", "plain_appo", "probe_appo", "dapo", "appo")
@@ -89,13 +89,13 @@ class Step:
                 del logits, attention
         elif read_early and arm in _PROBED:
             with self.phases("weights"):
-                weights = self._weights(scores, lengths)
+                weights = self._weights(rows, scores, lengths)
             del scores
         with self.phases("update"):
             found = self._score(arm, rows, num_tokens, probe=arm in _PROBED and not read_early)
             if arm in _PROBED and not read_early:
                 with self.phases("weights"):
-                    weights = self._weights(found, lengths)
+                    weights = self._weights(rows, found, lengths)
             loss = self._loss(found.logps, old, group, lengths, weights)
             loss.backward()
 
@@ -127,10 +127,21 @@ class Step:
         gain = torch.minimum(ratio * advantages, clipped * advantages)
         return -(gain * valid).sum() / (valid.sum() * self.shape.groups)
 
-    def _weights(self, scores: Scores, lengths: Tensor) -> Tensor:
-        head = self.model.get_output_embeddings()
+    @torch.no_grad()
+    def _weights(self, rows: list[Row], scores: Scores, lengths: Tensor) -> Tensor:
+        head = self.model.get_output_embeddings().weight.detach()
+        tokens = torch.nn.utils.rnn.pad_sequence([row.tokens for row in rows], batch_first=True).to(
+            self.device
+        )
+        normalizers = log_normalizers(scores.hidden, tokens, scores.logps.detach(), head, temperature=1.0)
         return perception_weights_from_hidden(
-            scores.attention, lengths, self.accuracy, scores.hidden, head.weight.detach(), **_WEIGHTS
+            scores.attention,
+            lengths,
+            self.accuracy,
+            scores.hidden,
+            head,
+            log_normalizer=normalizers,
+            **_WEIGHTS,
         ).weights
 
     def _released_weights(self, attention: Tensor, lengths: Tensor, logits: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from appo.config import Recipe
 from appo.perception import PerceptionWeights, perception_weights_from_hidden
-from appo.training.scoring import Scores
+from appo.training.scoring import Scores, log_normalizers
 
 
 class Perceiver:
@@ -48,8 +48,9 @@ class Perceiver:
         """Keep what a pass read; in the loss, scale its advantages at once."""
         attention = torch.cat([_widened(part.attention, parts) for part in parts])
         hidden = torch.cat([part.hidden for part in parts])
+        logps = torch.cat([part.logps.detach() for part in parts])
         for place, row in enumerate(rows):
-            trainer.rollouts.read[row] = (attention[place], hidden[place])
+            trainer.rollouts.read[row] = (attention[place], hidden[place], logps[place])
         if in_loss:
             inputs = trainer._loss_inputs
             weights = self._weights(trainer, rows, inputs["completion_ids"].size(1))
@@ -102,6 +103,8 @@ class Perceiver:
         return {
             "attention": attention,
             "hidden": _stacked([rollouts.read[r][1] for r in rows], num_tokens),
+            "logps": _stacked([rollouts.read[r][2] for r in rows], num_tokens),
+            "tokens": _stacked([rollouts.tokens[r].to(device) for r in rows], num_tokens),
             "lengths": torch.tensor([rollouts.lengths[r] for r in rows], device=device),
             "accuracy": rollouts.rewards["accuracy"][list(rows)].to(device),
             "frames": torch.tensor([rollouts.prompts[r].num_frames for r in rows], device=device),
@@ -124,9 +127,18 @@ class Perceiver:
 def group_weights(
     view: dict[str, Tensor], recipe: Recipe, head_weight: Tensor, head_bias: Tensor | None
 ) -> PerceptionWeights:
-    """Perception weights of one group. view: attention (G, N, T), hidden (G, N, H), lengths, accuracy, frames (G,)."""
-    settings = recipe.perception
+    """Perception weights of one group.
+
+    view: attention (G, N, T), hidden (G, N, H), lengths, accuracy, frames (G,); tokens and logps (G, N) where they
+    are known, which saves a pass over the vocabulary.
+    """
+    settings, temperature = recipe.perception, recipe.policy.temperature
     frames = int(view["frames"].max())
+    normalizers = None
+    if "logps" in view:
+        normalizers = log_normalizers(
+            view["hidden"], view["tokens"], view["logps"], head_weight, head_bias, temperature=temperature
+        )
     return perception_weights_from_hidden(
         view["attention"][..., :frames],
         view["lengths"],
@@ -142,7 +154,8 @@ def group_weights(
         strategy=settings.strategy,
         fallback=settings.fallback,
         divergence=settings.divergence,
-        temperature=recipe.policy.temperature,
+        temperature=temperature,
+        log_normalizer=normalizers,
     )
 
 
@@ -169,15 +182,18 @@ def whole_head(model: Any) -> tuple[Tensor, Tensor | None]:
 
 def _gathered(accelerator: Any, local: dict[str, Tensor]) -> dict[str, Tensor]:
     padded = dict(local)
-    for name in ("attention", "hidden"):
+    for name in ("attention", "hidden", "logps", "tokens"):
         padded[name] = accelerator.pad_across_processes(padded[name], dim=1)
     padded["attention"] = accelerator.pad_across_processes(padded["attention"], dim=2)
     return {name: accelerator.gather(tensor.contiguous()) for name, tensor in padded.items()}
 
 
 def _stacked(rows: Sequence[Tensor], num_tokens: int) -> Tensor:
-    """(N_i, H) each, padded to (len(rows), num_tokens, H): refilled groups may have been drawn shorter."""
-    return torch.stack([torch.nn.functional.pad(row, (0, 0, 0, num_tokens - row.shape[0])) for row in rows])
+    """(N_i, ...) each, padded to (len(rows), num_tokens, ...): refilled groups may have been drawn shorter."""
+    found = rows[0].new_zeros(len(rows), num_tokens, *rows[0].shape[1:])
+    for place, row in enumerate(rows):
+        found[place, : len(row)] = row
+    return found
 
 
 def _slice(view: dict[str, Tensor], start: int, size: int) -> dict[str, Tensor]:

@@ -34,7 +34,8 @@ class Rollouts:
     tokens: list[Tensor] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     rewards: dict[str, Tensor] = field(default_factory=dict)  # name -> (B,), NaN where there is none
-    read: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # row -> attention (N, T), hidden (N, H)
+    # row -> attention (N, T), hidden (N, H), log-probabilities (N,)
+    read: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def select(self, rows: Sequence[int]) -> Rollouts:
         return Rollouts(

@@ -69,6 +69,29 @@ def score(
     return found
 
 
+def log_normalizers(
+    hidden: Tensor,
+    tokens: Tensor,
+    logps: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor | None = None,
+    *,
+    temperature: float,
+) -> Tensor | None:
+    """log sum exp of logits / temperature, from the log-probability of the one token that is known anyway.
+
+    hidden: (..., H) of the rows that predict `tokens` (...), whose log-probabilities are `logps` (...). One product a
+    row instead of a pass over the vocabulary. None below float32: there the forward pass rounds its logits, and
+    the sum would be of others than the token weights are made from.
+    """
+    if hidden.dtype not in (torch.float32, torch.float64) or head_weight.dtype != hidden.dtype:
+        return None
+    logits = (hidden * head_weight[tokens]).sum(dim=-1)
+    if head_bias is not None:
+        logits = logits + head_bias[tokens]
+    return logits / temperature - logps
+
+
 def _packed(
     model: Any,
     rows: Sequence[Row],

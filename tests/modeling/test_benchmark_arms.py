@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from appo.training.scoring import log_normalizers
 from benchmarks.arms import Step
 from benchmarks.counting import body, count, tower
 from benchmarks.shapes import SHAPES, build_model, build_prompts, completions
@@ -42,6 +43,21 @@ def test_all_arms_score_alike(step):
     assert attention[valid].std() > 1e-4  # not uniform: the comparison says something
     head = step.model.get_output_embeddings().weight
     torch.testing.assert_close((shared.hidden @ head.T)[valid], logits[valid], **CLOSE)
+
+
+def test_the_normalizer_of_a_known_token_is_the_sum_over_the_vocabulary(step):
+    rows = step._rows("appo", 0)
+    with torch.no_grad():
+        scores = step._score("appo", rows, max(len(row.tokens) for row in rows), probe=True)
+    head = step.model.get_output_embeddings().weight.detach()
+    for place, row in enumerate(rows):
+        here = scores.hidden[place, : len(row.tokens)]
+        found = log_normalizers(
+            here, row.tokens, scores.logps[place, : len(row.tokens)], head, temperature=1.0
+        )
+        torch.testing.assert_close(found, (here @ head.T).logsumexp(dim=-1), **CLOSE)
+    # Rounded logits have another sum.
+    assert log_normalizers(here.bfloat16(), row.tokens, scores.logps[place], head, temperature=1.0) is None
 
 
 @pytest.mark.parametrize("scoring", [True, False])
