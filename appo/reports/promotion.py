@@ -62,9 +62,10 @@ def promote(
 ) -> Decision:
     """Decide, register, move the alias; write decision.json to `out` and log it to MLflow.
 
-    checkpoints: name ("appo-seed0") -> address of the weights, one for each seed of the challenger. evaluations:
-    folder that holds them and, where there is one, the present champion under the name "champion". benchmark: the
-    one that decides; default the recipe's first. Raises ReportError when a score is missing.
+    checkpoints: name ("appo-seed0") -> address of the weights, one for each seed of the challenger.
+    evaluations: folder that holds them and, where there is one, the present champion under the
+    name "champion". benchmark: the one that decides; default the recipe's first. Raises ReportError when a
+    score is missing.
     """
     registry = open_registry(recipe, run_dir)
     champion = registry.champion()
@@ -114,7 +115,7 @@ def _seeds(
 
 
 def _typical(seeds: Mapping[str, Evaluation]) -> str:
-    """The seed nearest to the mean stands for all: the best one would win partly by luck, and disappoint later."""
+    """The seed nearest to the mean stands for all: the best would win partly by luck, and disappoint."""
     mean = fmean(e.accuracy for e in seeds.values())
     return min(seeds, key=lambda name: (abs(seeds[name].accuracy - mean), name))
 
