@@ -1,6 +1,7 @@
 """Settings -> a vLLM engine in this process, quiet, and without a trace on the process that hosts it.
 
-One place for what vLLM needs here: for rollouts inside training and for evaluation, on the CPU build and on CUDA.
+One place for what vLLM needs here: for rollouts inside training and for evaluation, on the CPU build and on
+CUDA.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def engine_settings(
 ) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM`, as training and evaluation want them on this machine.
 
-    Log-probabilities are of the distribution that is sampled from (after temperature and truncation). Prompts may
-    carry features in place of pixels.
+    Log-probabilities are of the distribution that is sampled from (after temperature and truncation). Prompts
+    may carry features in place of pixels.
     """
     settings: dict[str, Any] = {
         "max_model_len": max_model_len,
@@ -60,7 +61,9 @@ def engine_settings(
 
 
 def environment() -> dict[str, str]:
-    """Environment variables that vLLM reads when an engine starts: no telemetry, no chatter, no pinned threads."""
+    """Environment variables that vLLM reads when an engine starts: no telemetry, no chatter, no pinned
+    threads.
+    """
     return {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
@@ -71,7 +74,8 @@ def environment() -> dict[str, str]:
 def open_engine(model_path: str, **settings: Any) -> Any:
     """A `vllm.LLM` that lives in this process, so that weights reach it by reference.
 
-    settings: from `engine_settings`, changed as needed. torch's thread count and random state stay as they were.
+    settings: from `engine_settings`, changed as needed. torch's thread count and random state stay as they
+    were.
     """
     for name, value in {**environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
         os.environ.setdefault(name, value)
@@ -106,3 +110,13 @@ def prefix_cache_counts(engine: Any) -> tuple[int, int]:
     """Prompt tokens asked for and found in the prefix cache since the engine started."""
     values = {metric.name: getattr(metric, "value", 0) for metric in engine.get_metrics()}
     return int(values["vllm:prefix_cache_queries"]), int(values["vllm:prefix_cache_hits"])
+
+
+def close_engine(engine: Any) -> None:
+    """Give the engine's memory back, so that another one may start in this process."""
+    from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+    engine.llm_engine.engine_core.shutdown()
+    destroy_model_parallel()
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() == 1:
+        destroy_distributed_environment()

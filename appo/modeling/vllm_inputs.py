@@ -1,8 +1,10 @@
-"""One prompt -> what vLLM's engine takes, past vLLM's own processor: nothing is tokenized or scaled a second time.
+"""One prompt -> what vLLM's engine takes, past vLLM's own processor: nothing is tokenized or scaled a second
+time.
 
-The tensors of `PromptInputs` themselves are handed over: token ids with their placeholders already expanded, features
-(or pixels, where the tower trains), grid and seconds per temporal patch. So the rollout sees what scoring and loss
-see. The same items travel in process (`engine_input`) and to `vllm serve` (`served_features`).
+The tensors of `PromptInputs` themselves are handed over: token ids with their placeholders already expanded,
+features (or pixels, where the tower trains), grid and seconds per temporal patch. So the rollout sees what
+scoring and loss see. The same items travel in process (`engine_input`) and to `vllm serve`
+(`served_features`).
 """
 
 from __future__ import annotations
@@ -30,6 +32,16 @@ def check_family(model_type: str) -> None:
         raise UnsupportedByVLLM(
             f"model_type={model_type!r}: rollouts with vLLM carry videos for {', '.join(FAMILIES)}; "
             "use training.rollout=transformers"
+        )
+
+
+def check_length(prompt: PromptInputs, max_tokens: int, longest: int) -> None:
+    """Raise ValueError where a prompt and its completion are longer than the engine was made for."""
+    needed = len(prompt.ids) + max_tokens
+    if needed > longest:
+        raise ValueError(
+            f"training.vllm_max_model_len={longest}: sample {prompt.sample.id} has {len(prompt.ids)} prompt "
+            f"tokens and may draw {max_tokens}; raise it to {needed} or more"
         )
 
 
@@ -66,7 +78,8 @@ def served_features(prompt: PromptInputs) -> dict[str, Any] | None:
 
 
 def content_key(kind: str, vision: Vision, prompt: PromptInputs) -> str:
-    """What vLLM knows an item by, in its encoder cache and its prefix cache: equal keys mean equal keys and values.
+    """What vLLM knows an item by, in its encoder cache and its prefix cache: equal keys mean equal keys and
+    values.
 
     Seconds are in it because the features of a video do not know them, and the rotary positions do.
     """
@@ -88,7 +101,8 @@ def _range(prompt: PromptInputs, kind: str) -> tuple[int, int]:
     first, length = int(places[0]), len(places)
     if int(places[-1]) - first + 1 != length:
         raise UnsupportedByVLLM(
-            f"sample {prompt.sample.id}: its {kind} tokens are interrupted; rollouts with vLLM need one run of them"
+            f"sample {prompt.sample.id}: its {kind} tokens are interrupted; "
+            "rollouts with vLLM need one run of them"
         )
     return first, length
 

@@ -1,7 +1,8 @@
 """What a vLLM worker learns for training: to take the policy's weights, and to say which positions it used.
 
-vLLM mixes this class into its worker (`worker_extension_cls`), in the training's own process and behind `vllm serve`
-alike; its methods are called through `collective_rpc`. Arguments and results are plain values where a server is asked.
+vLLM mixes this class into its worker (`worker_extension_cls`), in the training's own process and behind `vllm
+serve` alike; its methods are called through `collective_rpc`. Arguments and results are plain values where a
+server is asked.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ class PolicyWorker:
     model_runner: Any
 
     def load_policy(self, weights: Iterable[tuple[str, Tensor]] | str) -> None:
-        """Put new weights into the running engine. weights: (name, tensor) pairs, or a folder of safetensors files."""
+        """Put new weights into the running engine. weights: (name, tensor) pairs, or a folder of safetensors
+        files.
+        """
         if isinstance(weights, str):
             weights = _read(Path(weights))
         model = self.model_runner.get_model()
         if next(model.parameters()).is_cuda:
             model.load_weights(weights)
         else:
-            # The CPU build packs weights after loading; vLLM's reload unpacks and packs again. It may hold a tensor
-            # until its layer is complete, while a merged adapter is taken out again: hence copies.
+            # The CPU build packs weights after loading; vLLM's reload unpacks and packs again. It may hold a
+            # tensor until its layer is complete, while a merged adapter is taken out again: hence copies.
             self.model_runner.reload_weights(weights_iterator=((name, t.clone()) for name, t in weights))
 
     def watch_positions(self) -> None:

@@ -1,11 +1,11 @@
 """Prompts -> groups of completions with vLLM, from the weights as they are after the last update.
 
 Between the trainer and an engine, which lives in the training's own process (`ColocatedEngine`) or behind
-`vllm serve` (`appo.training.vllm_server`). TRL's own vLLM path passes images only; what is taken from TRL is how a
-policy's parameters are gathered and named (FSDP, ZeRO, adapters). A group is one request with n = G: its prompt is
-prefilled once, the other members find it in the prefix cache. The sampled tokens' log-probabilities go back to TRL,
-whose importance-sampling correction makes up for what differs between the two engines; APPO reads its attention in the
-scoring pass that this correction needs.
+`vllm serve` (`appo.training.vllm_server`). TRL's own vLLM path passes images only; what is taken from TRL is
+how a policy's parameters are gathered and named (FSDP, ZeRO, adapters). A group is one request with n = G:
+its prompt is prefilled once, the other members find it in the prefix cache. The sampled tokens'
+log-probabilities go back to TRL, whose importance-sampling correction makes up for what differs between the
+two engines; APPO reads its attention in the scoring pass that this correction needs.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from trl.generation.vllm_generation import VLLMGeneration
 from appo.config import Recipe
 from appo.modeling import vllm_worker
 from appo.modeling.inputs import PromptInputs
-from appo.modeling.vllm_inputs import check_family, engine_input
+from appo.modeling.vllm_inputs import check_family, check_length, engine_input
 from appo.training.rollouts import placeholder_tokens
 from appo.training.scoring import Row, score
 
 CHECK_COMPLETIONS, CHECK_TOKENS = 4, 8
-# Mean distance of log-probabilities. Other frames or positions move it by tenths; float32 kernels by 1e-5, bfloat16
-# ones, in two engines, by a few hundredths.
+# Mean distance of log-probabilities. Other frames or positions move it by tenths; float32 kernels by 1e-5,
+# bfloat16 ones, in two engines, by a few hundredths.
 TOLERANCE = {"float32": 1e-2, "bfloat16": 0.15}
 
 
@@ -54,7 +54,9 @@ class Engine(Protocol):
         ...
 
     def load_policy(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        """Replace the weights; what was cached of the old ones is dropped. Every process calls it with all weights."""
+        """Replace the weights; what was cached of the old ones is dropped. Every process calls it with all
+        weights.
+        """
         ...
 
     def watched(self, prompt: PromptInputs, sampling: dict[str, Any]) -> tuple[list[Sampled], Tensor]:
@@ -69,8 +71,8 @@ class Engine(Protocol):
 
 
 class VLLMRollouts:
-    """What the trainer calls in place of transformers' generate. `engine` may be shared by trainings that follow
-    one another.
+    """What the trainer calls in place of transformers' generate. `engine` may be shared by trainings that
+    follow one another.
     """
 
     def __init__(self, trainer: Any, engine: Engine):
@@ -119,7 +121,7 @@ class VLLMRollouts:
             "max_tokens": trainer.max_completion_length,
             "stop_token_ids": list(trainer.eos_token_ids),
             # A sampled visual token would stand for features that do not exist.
-            "logit_bias": {token: -100.0 for token in placeholder_tokens(trainer._policy())},
+            "logit_bias": dict.fromkeys(placeholder_tokens(trainer._policy()), -100.0),
             "logprobs": 0,  # of the sampled token alone
             "detokenize": False,
         } | changes
@@ -134,15 +136,15 @@ class VLLMRollouts:
         found, positions = self._engine.watched(prompt, sampling)
         if positions.shape != prompt.positions.shape:
             raise RolloutMismatch(
-                f"{name}: vLLM ran {positions.shape[1]} prompt tokens, scoring and loss have {len(prompt.ids)}"
+                f"{name}: vLLM ran {positions.shape[1]} prompt tokens, scoring has {len(prompt.ids)}"
             )
         if not torch.equal(positions, prompt.positions):
             place = int((positions != prompt.positions).any(dim=0).nonzero()[0])
             raise RolloutMismatch(
                 f"{name}: from token {place} on vLLM numbers (time, height, width) "
-                f"{positions[:, place].tolist()}, scoring and loss {prompt.positions[:, place].tolist()}; the seconds "
-                f"per temporal patch ({prompt.seconds_per_grid.tolist()}) or the grid did not arrive, or the model was "
-                "loaded without appo.modeling.positions.install"
+                f"{positions[:, place].tolist()}, scoring and loss {prompt.positions[:, place].tolist()}; "
+                f"the seconds per temporal patch ({prompt.seconds_per_grid.tolist()}) or the grid did not "
+                "arrive, or the model was loaded without appo.modeling.positions.install"
             )
         visual = set(placeholder_tokens(trainer._policy()))
         rows, logps = [], []
@@ -165,9 +167,9 @@ class VLLMRollouts:
         allowed = TOLERANCE[trainer.recipe.model.dtype]
         if not distance <= allowed:
             raise RolloutMismatch(
-                f"{name}: log-probabilities of the same tokens differ by {distance:.3g} on average between vLLM and "
-                f"the policy ({allowed:g} allowed for {trainer.recipe.model.dtype}); other frames, features or weights "
-                "reached vLLM. Use training.rollout=transformers until it is found"
+                f"{name}: log-probabilities of the same tokens differ by {distance:.3g} on average between "
+                f"vLLM and the policy ({allowed:g} allowed for {trainer.recipe.model.dtype}); other frames, "
+                "features or weights reached vLLM. Use training.rollout=transformers until it is found"
             )
 
 
@@ -234,20 +236,15 @@ class ColocatedEngine:
         return prefix_cache_counts(self._llm)
 
     def close(self) -> None:
-        self._llm.llm_engine.engine_core.shutdown()
+        from appo.modeling.vllm_engine import close_engine
 
-
-def check_length(prompt: PromptInputs, max_tokens: int, longest: int) -> None:
-    """Raise ValueError where a prompt and its completion are longer than the engine was made for."""
-    if len(prompt.ids) + max_tokens > longest:
-        raise ValueError(
-            f"training.vllm_max_model_len={longest}: sample {prompt.sample.id} has {len(prompt.ids)} prompt tokens and "
-            f"may draw {max_tokens}; raise it to {len(prompt.ids) + max_tokens} or more"
-        )
+        close_engine(self._llm)
 
 
 def rollouts_for(recipe: Recipe, model_path: str, folder: Path) -> Callable[[Any], VLLMRollouts]:
-    """What makes the trainer's rollouts, once the trainer stands. folder: where weights for a server are left."""
+    """What makes the trainer's rollouts, once the trainer stands. folder: where weights for a server are
+    left.
+    """
 
     def open_rollouts(trainer: Any) -> VLLMRollouts:
         rows = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation
