@@ -97,7 +97,7 @@ class FeatureCache:
         key = self.key(kind, vision)
         features = self.find(key)
         if features is None:
-            features = torch.cat(vision_features.encode(model, kind, vision.pixels, vision.grid_thw)).cpu()
+            features = torch.cat(vision_features.encode(model, vision.pixels, vision.grid_thw)).cpu()
             self.counts.computed += 1
             self._remember(key, features)
             self._store(key, features)

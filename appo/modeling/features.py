@@ -7,6 +7,7 @@ Qwen3-VL's extra features for its early decoder layers (deepstack) travel behind
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -33,18 +34,34 @@ def base_model(model: Any) -> Any:
 
 
 @torch.no_grad()
-def encode(model: Any, kind: str, pixels: Tensor, grid_thw: Tensor) -> list[Tensor]:
-    """Features of each video (kind="video") or image, (tokens, hidden * (1 + deepstack layers)) each."""
+def encode(model: Any, pixels: Tensor, grid_thw: Tensor) -> list[Tensor]:
+    """Features of each video or image, (tokens, hidden * (1 + deepstack layers)) each."""
     from appo.modeling.windows import batched_windows
 
-    base = base_model(model)
-    device = base.visual.device if hasattr(base.visual, "device") else next(base.visual.parameters()).device
+    tower = encoding_tower(model)
+    weight = next(tower.parameters())
     with batched_windows(model):
-        found = getattr(base, f"get_{kind}_features")(pixels.to(device), grid_thw.to(device))
+        # A tower makes no difference between videos and images; their grids do.
+        found = tower(pixels.to(weight.device, weight.dtype), grid_thw=grid_thw.to(weight.device))
     extra = getattr(found, "deepstack_features", None) or []
-    sizes = (grid_thw.prod(-1) // base.visual.spatial_merge_size**2).tolist()
-    joined = torch.cat([torch.cat(list(found.pooler_output)), *extra], dim=-1)
-    return list(joined.split(sizes))
+    sizes = (grid_thw.prod(-1) // tower.spatial_merge_size**2).tolist()
+    return list(torch.cat([found.pooler_output, *extra], dim=-1).split(sizes))
+
+
+def keep_tower(model: Any) -> None:
+    """Keep a whole copy of the frozen tower for `encode`, before a model is sharded.
+
+    Processes encode different videos at different times; a sharded tower would make each of them wait for all.
+    """
+    base = base_model(model)
+    # In a tuple, or the copy would become a part of the model that is sharded and saved with it.
+    base._kept_tower = (copy.deepcopy(base.visual).eval(),)
+
+
+def encoding_tower(model: Any) -> Any:
+    """The vision tower that `encode` runs: the model's own, or the copy that `keep_tower` made."""
+    base = base_model(model)
+    return getattr(base, "_kept_tower", (base.visual,))[0]
 
 
 def _accepting(original: Any, base: Any, kind: str) -> Any:

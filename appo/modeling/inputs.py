@@ -155,7 +155,7 @@ def with_features(inputs: PromptInputs, model: Any) -> PromptInputs:
     def encoded(vision: Vision | None, kind: str) -> Vision | None:
         if vision is None or vision.features is not None:
             return vision
-        found = torch.cat(vision_features.encode(model, kind, vision.pixels, vision.grid_thw))
+        found = torch.cat(vision_features.encode(model, vision.pixels, vision.grid_thw))
         # A slice would keep all pixels alive.
         return Vision(vision.pixels[:0].clone(), vision.grid_thw, found)
 

@@ -14,17 +14,18 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from appo.modeling.features import base_model
+from appo.modeling.features import base_model, encoding_tower
 
 
 @contextlib.contextmanager
 def batched_windows(model: Any) -> Iterator[None]:
     """Within the block, the Qwen2.5-VL vision tower of `model` runs batched; other families are left alone."""
-    tower = base_model(model).visual
-    if base_model(model).config.model_type != "qwen2_5_vl":
+    tower = encoding_tower(model)
+    changed = [tower.patch_embed, *(block.attn for block in getattr(tower, "blocks", ()))]
+    nested = any("forward" in vars(module) for module in changed)
+    if base_model(model).config.model_type != "qwen2_5_vl" or nested:
         yield
         return
-    changed = [tower.patch_embed, *(block.attn for block in tower.blocks)]
     tower.patch_embed.forward = _linear_embedding(tower.patch_embed)
     for block in tower.blocks:
         block.attn.forward = _batched_attention(block.attn)

@@ -83,13 +83,14 @@ def prefill(
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config.get_text_config())
-    # Through the base model: the head has nothing to say about prompt tokens.
-    base_model(model)(
+    # Through the whole model, since a sharded one gathers its parts there; the head sees one position.
+    model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
+        logits_to_keep=1,
         **vision_kwargs(prompts, model, device),
     )
     return cache

@@ -18,7 +18,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from appo.config import Recipe
-from appo.modeling import loading
+from appo.modeling import features, loading
 from appo.modeling.inputs import PromptInputs
 from appo.policy import PolicySettings
 from appo.policy.advantages import token_advantages
@@ -55,6 +55,8 @@ class VideoGRPOTrainer(GRPOTrainer):
         self._loss_inputs: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
         self._refuse_split_groups()
+        if self.is_fsdp_enabled and recipe.model.freeze_vision:
+            features.keep_tower(self._policy())
         # TRL rules out image tokens only; a sampled video token would stand for features that do not exist.
         self.generation_config.suppress_tokens = placeholder_tokens(self._policy())
         self.engine = None if engine is None else engine(self)

@@ -62,7 +62,7 @@ def stored(place):
 
 def test_a_hit_is_bit_equal_in_memory_and_from_disk(tmp_path, model):
     inputs = prompt(image=True)
-    expected = torch.cat(features.encode(model, "video", inputs.video.pixels, inputs.video.grid_thw))
+    expected = torch.cat(features.encode(model, inputs.video.pixels, inputs.video.grid_thw))
     first = cache_at(tmp_path, model)
     computed = first.encode(inputs, model)
     assert torch.equal(computed.video.features, expected)
