@@ -129,7 +129,9 @@ def provenance(analysis: Analysis) -> str:
                     "/".join(t.folder.parts[-3:]),
                 )
             )
-    table = Table("trainings", "Trainings", ("", "steps", "seconds", "MLflow run", "folder"), tuple(rows))
+    table = Table(
+        "trainings", "Trainings", ("training", "steps", "seconds", "MLflow run", "folder"), tuple(rows)
+    )
     settings = escape(analysis.recipe.to_yaml())
     return (
         page._block(table)

@@ -97,7 +97,7 @@ def completion_table(group: Group) -> Table:
         )
     return Table(
         key="completions",
-        title="The group",
+        title="Completions of the group",
         columns=("completion", "set", *names, "its frames ψ(i)", "tokens with W > 1", "largest W"),
         rows=tuple(rows),
         notes=("S1: accuracy reward at least τ; S2: the rest. Frames are temporal patches, counted from 0.",),

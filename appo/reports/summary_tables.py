@@ -48,7 +48,14 @@ def main_table(analysis: Analysis) -> Table:
     return Table(
         key="main",
         title=f"Result on {benchmark}",
-        columns=("", "accuracy: start → after", "gain", "samples/s", "ratio to DAPO", "key frame found"),
+        columns=(
+            "method",
+            "accuracy: start → after",
+            "gain",
+            "samples/s",
+            "ratio to DAPO",
+            "key frame found",
+        ),
         rows=tuple(rows),
         notes=tuple(notes),
     )
@@ -66,7 +73,9 @@ def benchmark_table(analysis: Analysis) -> Table | None:
     for method in analysis.methods:
         cells = [with_spread(method.accuracy.get(name), scale=100) for name in analysis.benchmarks]
         rows.append((method.name, *cells))
-    return Table("benchmarks", "Accuracy per benchmark, percent", ("", *analysis.benchmarks), tuple(rows))
+    return Table(
+        "benchmarks", "Accuracy per benchmark, percent", ("method", *analysis.benchmarks), tuple(rows)
+    )
 
 
 def difference_table(analysis: Analysis) -> Table | None:
@@ -99,7 +108,15 @@ def difference_table(analysis: Analysis) -> Table | None:
     return Table(
         key="differences",
         title="Paired differences, points",
-        columns=("", "difference", "95 % interval", "p, questions", "p, seeds", "flips", "what may be said"),
+        columns=(
+            "comparison",
+            "difference",
+            "95 % interval",
+            "p, questions",
+            "p, seeds",
+            "flips",
+            "what may be said",
+        ),
         rows=tuple(rows),
         notes=tuple(notes),
     )
@@ -185,7 +202,7 @@ def table_a(analysis: Analysis) -> Table | None:
     return Table(
         key="A",
         title="How far apart right and wrong completions look (as Table A), percent of groups",
-        columns=("", *paper.TABLE_A_BINS),
+        columns=("method", *paper.TABLE_A_BINS),
         rows=tuple(rows),
         notes=(
             f"n: held-out groups after training that hold right and wrong completions. {'; '.join(counted)}. "
@@ -224,7 +241,7 @@ def table_d(analysis: Analysis) -> Table | None:
     return Table(
         key="D",
         title="Ablation of APPO (as Table D), percent",
-        columns=("", *analysis.benchmarks),
+        columns=("method", *analysis.benchmarks),
         rows=tuple(rows),
         notes=(f"The paper's, SEED-Bench-R1 L1/L2/L3 with 7B: {said}.",),
     )
@@ -250,7 +267,7 @@ def table_e(analysis: Analysis) -> Table:
     return Table(
         key="E",
         title="Deviation over seeds (as Table E), points",
-        columns=("", *analysis.benchmarks),
+        columns=("method", *analysis.benchmarks),
         rows=tuple(rows),
         notes=tuple(notes),
     )
@@ -269,7 +286,7 @@ def table_f(analysis: Analysis) -> Table:
     return Table(
         key="F",
         title="Training throughput (as Table F)",
-        columns=("", "samples per second", "percent of DAPO"),
+        columns=("method", "samples per second", "percent of DAPO"),
         rows=tuple(rows),
         notes=(
             "The paper's on 16 GPUs with eager attention and no vLLM: other hardware, only ratios compare.",
@@ -288,7 +305,7 @@ def paper_table() -> Table:
     return Table(
         key="paper",
         title="The paper's main results, percent (not measured here)",
-        columns=("", *paper.MAIN_COLUMNS),
+        columns=("method", *paper.MAIN_COLUMNS),
         rows=tuple(rows),
         notes=(f"{paper.SOURCE}. SEED-Bench-R1 is the average of L1-L3.",),
         paper_rows=frozenset(range(len(rows))),
