@@ -21,8 +21,8 @@ def sample(
 def population() -> list[VideoSample]:
     """The published file's shape at a hundredth of its size, with both of CLEVRER's types."""
     sizes = {
-        ("LLaVA-Video-178K", "free-form"): 827, ("STAR", "free-form"): 115, ("PerceptionTest", "free-form"): 63,
-       
+        ("LLaVA-Video-178K", "free-form"): 827, ("STAR", "free-form"): 115,
+        ("PerceptionTest", "free-form"): 63,
         ("NeXT-QA", "free-form"): 75, ("CLEVRER", "free-form"): 50, ("CLEVRER", "numerical"): 32,
     }  # fmt: skip
     return [sample(f"{s}-{k}-{i}", s, k) for (s, k), n in sizes.items() for i in range(n)]
