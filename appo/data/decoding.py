@@ -21,7 +21,7 @@ from appo.data.media import MediaRoot, Medium
 from appo.data.shards import SHARD_BYTES, SHARD_ROWS, EncodedFrames, encode, shard_bytes, shard_name
 from appo.data.video import VideoError, VideoFrames, decode_bytes, decode_video
 from appo.data.workers import Failure, WorkerPool
-from appo.storage import StorageError, UnsafePath, write
+from appo.storage import StorageError, UnsafePath, is_s3, read_bytes, write
 
 VIDEO, IMAGE = "video", "image"
 
@@ -71,7 +71,7 @@ def decode_all(
     place: folder or s3:// URI of the shards, None to check that everything decodes without keeping the
     frames. journal: appended to; with it, a run that was stopped goes on where the last shard ended.
     """
-    finished = _read_journal(journal)
+    finished = _read_notes(place, journal)
     stored = stored_keys(place) if place is not None else set()
     writer = _Writer(place, journal)
     immediate: dict[Item, Outcome] = {}
@@ -156,21 +156,28 @@ def _journal_key(item: Item, medium: Medium) -> str:
     return f"{item.kind} {medium.uri} {medium.stamp}"
 
 
-def _read_journal(path: Path) -> dict[str, Decoded]:
-    """What earlier runs finished; a last line that was cut off by a kill is passed over, its work is done
-    again.
-    """
+def _read_notes(place: str | None, journal: Path) -> dict[str, Decoded]:
+    """What earlier runs finished: from the journal, or from the notes beside shards in S3."""
+    if place is None or not is_s3(place):
+        return _parsed(journal.read_text("utf-8")) if journal.is_file() else {}
+    from appo.objectstore import list_objects
+
+    names = sorted(name for name, _ in list_objects(place) if name.startswith("notes-"))
+    return {k: v for name in names for k, v in _parsed(read_bytes(f"{place}/{name}").decode()).items()}
+
+
+def _parsed(text: str) -> dict[str, Decoded]:
+    """A last line that was cut off by a kill is passed over: its work is done again."""
     found: dict[str, Decoded] = {}
-    if not path.is_file():
-        return found
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-                name = record.pop("file")
-                found[name] = Decoded(**record)
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue
+    for line in text.split("\n"):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+            name = record.pop("file")
+            found[name] = Decoded(**record)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
     return found
 
 
@@ -197,10 +204,15 @@ class _Writer:
             assert self._place is not None
             write(f"{self._place}/{shard_name(self._rows)}", shard_bytes(self._rows))
         if self._notes:
-            self._journal.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._journal, "a", encoding="utf-8") as file:
-                # A line that a kill cut off must not swallow the first of these.
-                file.write("\n" + "\n".join(self._notes) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            self._keep_notes("\n".join(self._notes) + "\n")
         self._rows, self._bytes, self._notes = [], 0, []
+
+    def _keep_notes(self, text: str) -> None:
+        if self._place is not None and is_s3(self._place):  # objects cannot be appended to
+            write(f"{self._place}/notes-{hashlib.sha256(text.encode()).hexdigest()[:24]}.jsonl", text)
+            return
+        self._journal.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._journal, "a", encoding="utf-8") as file:
+            file.write("\n" + text)  # a line that a kill cut off must not swallow the first of these
+            file.flush()
+            os.fsync(file.fileno())

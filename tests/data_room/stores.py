@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import socket
 import struct
 import subprocess
@@ -33,11 +34,13 @@ IDENTITIES = {
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on; SeaweedFS adds 10,000 to each for gRPC, so they are taken from low ground."""
+    """Ports nobody listens on; SeaweedFS adds 10,000 to each for gRPC, so they are taken from low ground.
+
+    At random: several test runs on one machine must not all try the same ones.
+    """
     found: list[int] = []
-    candidate = 21000
     while len(found) < count:
-        candidate += 7
+        candidate = random.SystemRandom().randrange(11000, 22000)
         with socket.socket() as one, socket.socket() as two:
             try:
                 one.bind(("127.0.0.1", candidate))
@@ -52,17 +55,19 @@ class Weed:
     """`weed server` with the S3 gateway, on free loopback ports, in a folder of its own."""
 
     def __init__(self, folder: Path):
-        config = folder / "s3.json"
-        config.write_text(json.dumps(IDENTITIES))
-        master, volume, filer, self.port = free_ports(4)
+        self._folder, self._config = folder, folder / "s3.json"
+        self._config.write_text(json.dumps(IDENTITIES))
         self._log = open(folder / "weed.log", "wb")  # noqa: SIM115 - closed in stop()
+        self._start()
+
+    def _start(self) -> None:
+        master, volume, filer, self.port = free_ports(4)
         self._process = subprocess.Popen(
             [
-                str(Path(sys.executable).with_name("weed")), "server", f"-dir={folder}", "-ip=127.0.0.1",
+                str(Path(sys.executable).with_name("weed")), "server", f"-dir={self._folder}", "-ip=127.0.0.1",
                 "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}",
-                f"-filer.port={filer}",
-                "-volume.max=20", "-master.volumeSizeLimitMB=64", "-s3", f"-s3.port={self.port}",
-                f"-s3.config={config}", "-s3.iam=false",
+                f"-filer.port={filer}", "-volume.max=20", "-master.volumeSizeLimitMB=64", "-s3",
+                f"-s3.port={self.port}", f"-s3.config={self._config}", "-s3.iam=false",
             ],
             stdout=self._log,
             stderr=self._log,
@@ -74,17 +79,20 @@ class Weed:
         import boto3
         from botocore.config import Config
 
-        client = boto3.client(
-            "s3",
-            endpoint_url=self.url,
-            aws_access_key_id="full",
-            aws_secret_access_key="full-secret",
-            region_name="us-east-1",
-            config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5),
-        )
-        end, reason = time.monotonic() + timeout_s, ""
+        end, starts, reason = time.monotonic() + timeout_s, 1, ""
         while time.monotonic() < end:
-            assert self._process.poll() is None, f"weed exited with {self._process.returncode}"
+            if self._process.poll() is not None:  # someone took a port between our look and its bind
+                assert starts < 4, f"weed exited with {self._process.returncode}; see {self._log.name}"
+                starts += 1
+                self._start()
+            client = boto3.client(
+                "s3",
+                endpoint_url=self.url,
+                aws_access_key_id="full",
+                aws_secret_access_key="full-secret",
+                region_name="us-east-1",
+                config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5),
+            )
             try:
                 for bucket in ("data", "public"):
                     client.create_bucket(Bucket=bucket)
