@@ -14,6 +14,7 @@ from typing import Any
 
 from appo.tracking.tracker import Tracker
 
+DATA_FILES = ("card.html", "rejects.jsonl", "leakage.json")  # beside the manifest
 TRAINING_FILES = ("summary.json", "metrics.jsonl", "groups.jsonl")
 _HISTOGRAM_BINS = 10
 
@@ -31,6 +32,9 @@ def log_training(tracker: Tracker, out: Path, *, manifest_path: Path, manifest_d
     tracker.log_dataset(
         Path(manifest_path).parent.name, manifest_digest, str(manifest_path), context="training"
     )
+    for name in DATA_FILES:
+        if (beside := Path(manifest_path).with_name(name)).is_file():
+            tracker.log_artifact(beside, "data")
     numbers = {k: v for k, v in summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     tracker.log_metrics({f"summary/{k}": v for k, v in numbers.items()}, step=int(summary.get("steps", 0)))
     for name in TRAINING_FILES:

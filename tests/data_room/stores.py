@@ -66,7 +66,7 @@ class Weed:
             [
                 str(Path(sys.executable).with_name("weed")), "server", f"-dir={self._folder}", "-ip=127.0.0.1",
                 "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}",
-                f"-filer.port={filer}", "-volume.max=20", "-master.volumeSizeLimitMB=64", "-s3",
+                f"-filer.port={filer}", "-volume.max=100", "-master.volumeSizeLimitMB=64", "-s3",
                 f"-s3.port={self.port}", f"-s3.config={self._config}", "-s3.iam=false",
             ],
             stdout=self._log,
