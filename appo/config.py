@@ -1,7 +1,7 @@
 """A recipe (YAML) plus overrides -> one typed, validated `Recipe` that a whole run is made from.
 
-Free of torch: `appo recipe show`, pipeline compilation and the first step of every pipeline read recipes. Every
-mistake is refused here, with file, key, value and remedy, before a GPU is taken.
+Free of torch: `appo recipe show`, pipeline compilation and the first step of every pipeline read recipes.
+Every mistake is refused here, with file, key, value and remedy, before a GPU is taken.
 """
 
 from __future__ import annotations
@@ -59,10 +59,14 @@ class Data(Section):
 
     source: str = "key_moment"
     annotations: str | None = Field(None, description="file or s3:// URI of the publisher's records")
-    root: str | None = Field(None, description="folder, s3:// URI or archive that the records' paths start from")
+    fingerprint: str | None = Field(None, description="of the records; a pipeline's first step fills it in")
+    root: str | None = Field(
+        None, description="folder, s3:// URI or archive that the records' paths start from"
+    )
     template: Literal["reasoning", "grounding", "observation", "bare"] = "reasoning"
     quotas: dict[str, Annotated[int, Field(ge=0)] | Literal["all"]] = Field(
-        default_factory=dict, description="source -> how many samples, or all; without quotas everything is taken"
+        default_factory=dict,
+        description="source -> how many samples, or all; without quotas everything is taken",
     )
     problem_types: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="source -> the only types of question taken from it"
@@ -73,14 +77,19 @@ class Data(Section):
     test_share: Share = 0.0
     seed: int = 0
     leakage: dict[str, str] = Field(
-        default_factory=dict, description="benchmark -> its manifest, folder of videos or list of names to compare with"
+        default_factory=dict,
+        description="benchmark -> its manifest, folder of videos or list of names to compare with",
     )
     max_reject_rate: Share = 0.01
     workers: Positive = 2
     decode_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    worker_memory_gib: Annotated[float, Field(gt=0.5)] = Field(4.0, description="address space of one decoder")
+    worker_memory_gib: Annotated[float, Field(gt=0.5)] = Field(
+        4.0, description="address space of one decoder"
+    )
     cache: Literal["shards", "none"] = "shards"
-    cache_dir: str | None = Field(None, description="folder or s3:// URI of shards; null: beside the manifest")
+    cache_dir: str | None = Field(
+        None, description="folder or s3:// URI of shards; null: beside the manifest"
+    )
     encoding: Literal["png", "jpeg"] = Field("jpeg", description="png is lossless")
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
     key_moment: KeyMoment = KeyMoment()
@@ -92,7 +101,9 @@ class Video(Section):
     num_frames: Positive | None = Field(16, description="frames spread evenly over the video; or give fps")
     fps: Annotated[float, Field(gt=0)] | None = None
     max_frames: Positive = 768
-    max_pixels: Positive = Field(224 * 224, description="pixels a frame; aspect ratio kept, sides multiples of 28")
+    max_pixels: Positive = Field(
+        224 * 224, description="pixels a frame; aspect ratio kept, sides multiples of 28"
+    )
     min_pixels: Positive = 28 * 28
 
     @model_validator(mode="after")
@@ -120,7 +131,9 @@ class WarmStart(Section):
 
 
 class Model(Section):
-    path: str | None = Field(None, description="checkpoint folder, s3:// URI or hub name; null: the warm start's")
+    path: str | None = Field(
+        None, description="checkpoint folder, s3:// URI or hub name; null: the warm start's"
+    )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     freeze_vision: bool = True
     lora: Lora | None = None
@@ -162,7 +175,9 @@ class Policy(Section):
     dynamic_sampling: bool = False
     dynamic_sampling_max_rounds: Positive = 3
     mask_truncated: bool = False
-    overlong_buffer: Annotated[int, Field(ge=0)] = Field(0, description="tokens over which the soft punishment grows")
+    overlong_buffer: Annotated[int, Field(ge=0)] = Field(
+        0, description="tokens over which the soft punishment grows"
+    )
 
 
 class Perception(Section):
@@ -177,7 +192,6 @@ class Perception(Section):
     fallback: Literal["none", "all"] = "none"
     divergence: Literal["kl", "released"] = "kl"
     layers: tuple[int, ...] | Literal["last3"] = "last3"
-    attention: Literal["probe", "eager"] = Field("probe", description="eager: as the paper does, for comparison")
     probe_chunk_mib: Positive = 64
 
 
@@ -196,10 +210,14 @@ class Training(Section):
     vllm_server_url: str | None = None
     vllm_gpu_memory_utilization: Share = 0.3
     vllm_server_memory_utilization: Share = Field(0.9, description="of a rollout server's own GPU")
-    vllm_max_model_len: Positive = Field(8192, description="tokens of a prompt and its completion in rollouts")
+    vllm_max_model_len: Positive = Field(
+        8192, description="tokens of a prompt and its completion in rollouts"
+    )
     shared_prefix: bool = True
     feature_cache: bool = True
-    feature_cache_dir: str | None = Field(None, description="folder or s3:// URI shared by runs; null: memory only")
+    feature_cache_dir: str | None = Field(
+        None, description="folder or s3:// URI shared by runs; null: memory only"
+    )
     feature_cache_gib: Annotated[float, Field(gt=0)] = Field(8.0, description="bound of feature_cache_dir")
     feature_cache_memory_gib: Annotated[float, Field(gt=0)] = Field(4.0, description="bound of each process")
     distributed: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"
@@ -209,7 +227,9 @@ class Evaluation(Section):
     """Decoding as in the paper's Table B."""
 
     benchmarks: tuple[str, ...] = ("key_moment",)
-    annotations: str | None = Field(None, description="folder of the publishers' files, one sub-folder a benchmark")
+    annotations: str | None = Field(
+        None, description="folder of the publishers' files, one sub-folder a benchmark"
+    )
     videos: str | None = Field(None, description="the same for their videos; null: beside the annotations")
     engine: Literal["vllm", "transformers"] = "vllm"
     temperature: Annotated[float, Field(ge=0)] = 0.1
@@ -227,7 +247,9 @@ class Evaluation(Section):
 
 
 class Tracking(Section):
-    uri: str | None = Field(None, description="MLflow server or sqlite:/// URI; null: mlflow.db of the run folder")
+    uri: str | None = Field(
+        None, description="MLflow server or sqlite:/// URI; null: mlflow.db of the run folder"
+    )
     experiment: str = "appo"
 
 
@@ -246,6 +268,7 @@ class Cluster(Section):
     image_pull_secrets: tuple[str, ...] = ()
     deadline_hours: Annotated[float, Field(gt=0)] = 72.0
     parallel_trainings: Positive = 2
+    reuse_trainings: bool = Field(False, description="take equal trainings from Kubeflow's cache")
     retries: Annotated[int, Field(ge=0)] = Field(2, description="of a training or evaluation pod that failed")
 
 
@@ -298,7 +321,8 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a shipped recipe by name, or a YAML file by path, and apply `key.path=value` overrides (YAML values).
+    """Read a shipped recipe by name, or a YAML file by path, and apply `key.path=value` overrides (YAML
+    values).
 
     Raises RecipeError naming file, key, value and remedy.
     """
@@ -326,8 +350,12 @@ def _read(name_or_path: str) -> tuple[str, str]:
             raise RecipeError(f"{path}: no such recipe file")
         return path.read_text(encoding="utf-8"), str(path)
     if name_or_path not in recipe_names():
-        raise RecipeError(f"recipe {name_or_path!r}: unknown; shipped are {', '.join(recipe_names())}, or give a .yaml")
-    return (resources.files("appo.recipes") / f"{name_or_path}.yaml").read_text(encoding="utf-8"), f"{name_or_path}.yaml"
+        raise RecipeError(
+            f"recipe {name_or_path!r}: unknown; shipped are {', '.join(recipe_names())}, or give a .yaml"
+        )
+    return (resources.files("appo.recipes") / f"{name_or_path}.yaml").read_text(
+        encoding="utf-8"
+    ), f"{name_or_path}.yaml"
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -357,7 +385,9 @@ def _validated(values: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("\n".join(f"{origin}: {_explain(problem)}" for problem in error.errors())) from error
+        raise RecipeError(
+            "\n".join(f"{origin}: {_explain(problem)}" for problem in error.errors())
+        ) from error
 
 
 def _explain(problem: Any) -> str:
@@ -375,5 +405,7 @@ def _known_keys(path: Sequence[Any]) -> list[str]:
     section: Any = Recipe
     for part in path:
         annotation = section.model_fields[part].annotation
-        section = next(t for t in [annotation, *getattr(annotation, "__args__", ())] if hasattr(t, "model_fields"))
+        section = next(
+            t for t in [annotation, *getattr(annotation, "__args__", ())] if hasattr(t, "model_fields")
+        )
     return list(section.model_fields)

@@ -45,6 +45,8 @@ def engine_settings(
         "enable_mm_embeds": True,
         "enable_prefix_caching": True,
         "mm_processor_cache_gb": 0,
+        # Pixels come normalised by our processor; vLLM would do it once more, silently.
+        "mm_device_do_normalize": False,
         "logprobs_mode": "processed_logprobs",
     }
     if worker_extension is not None:

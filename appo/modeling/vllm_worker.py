@@ -38,7 +38,8 @@ class PolicyWorker:
     def watch_positions(self) -> None:
         """From now on remember the rotary positions of each prompt that is started."""
         model = self.model_runner.get_model()
-        original, self._watched = model.get_mrope_input_positions, []
+        original = model.get_mrope_input_positions
+        self._watched: list[list[list[int]]] = []
 
         def remembering(*args: Any, **kwargs: Any) -> Any:
             found = original(*args, **kwargs)
@@ -54,9 +55,9 @@ class PolicyWorker:
 
 
 def _read(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    from safetensors.torch import safe_open
+    from safetensors import safe_open
 
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+            for name in tensors.keys():
                 yield name, tensors.get_tensor(name)

@@ -63,8 +63,8 @@ def _batched_attention(attention: Any) -> Any:
         projected = attention.qkv(hidden_states).reshape(total, 3, attention.num_heads, -1)
         query, key, value = projected.unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        windows = [x.unflatten(0, (-1, size)).transpose(1, 2) for x in (query, key, value)]
-        seen = scaled_dot_product_attention(*windows, scale=attention.scaling)
+        query, key, value = (x.unflatten(0, (-1, size)).transpose(1, 2) for x in (query, key, value))
+        seen = scaled_dot_product_attention(query, key, value, scale=attention.scaling)
         return attention.proj(seen.transpose(1, 2).reshape(total, -1))
 
     return forward

@@ -72,7 +72,9 @@ def look(
     seen: list[SeenGroup] = []
     for start in range(0, len(sample_ids), prompts_at_once):
         prompts = [store.get(i, model) for i in sample_ids[start : start + prompts_at_once]]
-        rows = range(start * recipe.policy.num_generations, (start + len(prompts)) * recipe.policy.num_generations)
+        rows = range(
+            start * recipe.policy.num_generations, (start + len(prompts)) * recipe.policy.num_generations
+        )
         seeds = [stream_seed(seed, LOOKING, row) for row in rows]
         seen += _look_at(model, processor, prompts, recipe, rewards, seeds, device)
     model.train(was_training)
@@ -138,10 +140,13 @@ def _look_at(
     for index, prompt in enumerate(prompts):
         own = slice(index * size, (index + 1) * size)
         texts = tokenizer.batch_decode(sampled[own], skip_special_tokens=True)
-        rewarded = {name: [function(text, prompt.sample) for text in texts] for name, function in rewards.items()}
+        rewarded = {
+            name: [function(text, prompt.sample) for text in texts] for name, function in rewards.items()
+        }
         accuracy = [float("nan") if r is None else r for r in rewarded["accuracy"]]
-        found = None
-        if prompt.num_frames and scores.attention is not None:
+        width = max(len(ids) for ids in sampled[own])
+        found, attention = None, []
+        if prompt.num_frames and scores.attention is not None and scores.hidden is not None:
             view = {
                 "attention": scores.attention[own],
                 "hidden": scores.hidden[own],
@@ -150,7 +155,7 @@ def _look_at(
                 "frames": torch.full((size,), prompt.num_frames, device=device),
             }
             found = group_weights(view, recipe, *head)
-        width = max(len(ids) for ids in sampled[own])
+            attention = _rounded(scores.attention[own, :width, : prompt.num_frames], 6)
         seen.append(
             SeenGroup(
                 sample_id=prompt.sample.id,
@@ -158,7 +163,7 @@ def _look_at(
                 completions=texts,
                 tokens=[[tokenizer.decode([token]) for token in ids] for ids in sampled[own]],
                 rewards=rewarded,
-                attention=[] if found is None else _rounded(scores.attention[own, :width, : prompt.num_frames], 6),
+                attention=attention,
                 crucial_frames=[] if found is None else list(found.frames),
                 right=[] if found is None else list(found.right),
                 wrong=[] if found is None else list(found.wrong),

@@ -8,6 +8,7 @@ lines, one that was stopped and has saved raises Interrupted.
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import signal
@@ -40,7 +41,14 @@ def launch_command(
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     command += ["--num_processes", str(processes), "--num_machines", str(machines)]
     if machines > 1:
-        command += ["--machine_rank", str(rank), "--main_process_ip", str(address), "--main_process_port", "29500"]
+        command += [
+            "--machine_rank",
+            str(rank),
+            "--main_process_ip",
+            str(address),
+            "--main_process_port",
+            "29500",
+        ]
     else:
         command += ["--main_process_port", "0"]
     if recipe.model.dtype == "float32":
@@ -59,18 +67,33 @@ def write_job(path: Path, recipe: Recipe, **arguments: Any) -> Path:
     return path
 
 
-def launch(recipe: Recipe, *, processes: int, **arguments: Any) -> None:
-    """Train on `processes` processes of this machine; arguments as `appo.training.run.train` takes them.
+def launch(
+    recipe: Recipe,
+    *,
+    processes: int,
+    machines: int = 1,
+    rank: int = 0,
+    address: str | None = None,
+    tracking: dict[str, str] | None = None,
+    **arguments: Any,
+) -> None:
+    """Train on `processes` processes (of all machines); arguments as `appo.training.run.train` takes them.
 
+    rank, address: this machine's number, and where number 0 is found. tracking: arguments of
+    `appo.tracking.start_training` that its first process opens its tracker with.
     Raises Interrupted after a SIGTERM was passed on and a checkpoint saved, TrainingFailed otherwise.
     """
     from appo.training.run import Interrupted
 
     with tempfile.TemporaryDirectory() as folder:
-        job = write_job(Path(folder) / "job.json", recipe, **arguments)
-        command = launch_command(recipe, job, processes=processes)
+        job = write_job(Path(folder) / "job.json", recipe, tracking=tracking, **arguments)
+        command = launch_command(
+            recipe, job, processes=processes, machines=machines, rank=rank, address=address
+        )
         last: collections.deque[str] = collections.deque(maxlen=LINES_OF_REASON)
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_env())
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_env()
+        )
         previous = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
         try:
             assert process.stdout is not None
@@ -96,13 +119,32 @@ def main(path: str) -> int:
         job[name] = Path(job[name])
     marker = job["out"] / "INTERRUPTED"
     marker.unlink(missing_ok=True)
+    tracking = job.pop("tracking", None)
     try:
-        train(recipe, **job)
+        with _tracker(recipe, tracking, job) as tracker:
+            train(recipe, tracker=tracker, **job)
     except Interrupted as stopped:
         print(stopped, flush=True)
         marker.write_text(str(stopped), encoding="utf-8")
         return EXIT_INTERRUPTED
     return 0
+
+
+def _tracker(recipe: Recipe, tracking: dict[str, str] | None, job: dict[str, Any]) -> Any:
+    """The run in MLflow, in the first process of all; nothing elsewhere."""
+    if tracking is None or os.environ.get("RANK", "0") != "0":
+        return contextlib.nullcontext()
+    from appo.tracking import start_training
+
+    return start_training(
+        recipe,
+        Path(tracking["run_dir"]),
+        algorithm=job["algorithm"],
+        seed=job["seed"],
+        model=tracking["model"],
+        manifest_digest=tracking["manifest_digest"],
+        journals=Path(tracking["journals"]),
+    )
 
 
 def _has_gpu() -> bool:

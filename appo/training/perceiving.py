@@ -78,7 +78,8 @@ class Perceiver:
             local = self._local(trainer, rows, num_tokens)
             size = trainer.num_generations
             split = len(rows) % size != 0 or any(
-                len({trainer.rollouts.groups[r] for r in rows[i : i + size]}) > 1 for i in range(0, len(rows), size)
+                len({trainer.rollouts.groups[r] for r in rows[i : i + size]}) > 1
+                for i in range(0, len(rows), size)
             )
             view = _gathered(trainer.accelerator, local) if split else local
             head = whole_head(trainer._policy())
@@ -117,7 +118,8 @@ class Perceiver:
         )
         means = trainer.accelerator.gather(rows.float().mean(dim=0, keepdim=True)).mean(dim=0).tolist()
         metrics = trainer._metrics["train"]
-        for name, value in zip(("crucial_frames", "perception_share", "degenerate_share", "overlap"), means, strict=True):
+        names = ("crucial_frames", "perception_share", "degenerate_share", "overlap")
+        for name, value in zip(names, means, strict=True):
             metrics[f"appo/{name}"].append(value)
         weights = torch.cat([w.weights.flatten() for w in found])
         metrics["appo/weight_mean"].append(float(weights.mean()))
@@ -166,7 +168,8 @@ def layers_to_read(recipe: Recipe, model: Any) -> tuple[int, ...]:
         return tuple(range(max(0, depth - 3), depth))
     chosen = tuple(layer % depth if -depth <= layer < 0 else layer for layer in recipe.perception.layers)
     if wrong := [layer for layer in chosen if not 0 <= layer < depth]:
-        raise ValueError(f"perception.layers={list(recipe.perception.layers)}: the model has {depth} layers, not {wrong[0]}")
+        asked = list(recipe.perception.layers)
+        raise ValueError(f"perception.layers={asked}: the model has {depth} layers, not {wrong[0]}")
     return chosen
 
 
@@ -202,7 +205,7 @@ def _slice(view: dict[str, Tensor], start: int, size: int) -> dict[str, Tensor]:
 
 def _widened(attention: Tensor, parts: Sequence[Scores]) -> Tensor:
     """Pad the frame dimension to the widest part's: chunks of a batch may hold shorter videos only."""
-    frames = max(part.attention.shape[-1] for part in parts)
+    frames = max(part.attention.shape[-1] for part in parts if part.attention is not None)
     return torch.nn.functional.pad(attention, (0, frames - attention.shape[-1]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,7 +19,9 @@ MARKER = "COMPLETE"
 class StepRecorder(TrainerCallback):
     """One line per step in metrics.jsonl, the same to the tracker, and the progress bar."""
 
-    def __init__(self, path: Path, *, prompts_per_step: int, tracker: Any = None, progress: str | None = None):
+    def __init__(
+        self, path: Path, *, prompts_per_step: int, tracker: Any = None, progress: str | None = None
+    ):
         self.path, self.prompts, self.tracker = path, prompts_per_step, tracker
         self.label, self._bar, self._began, self._seconds = progress, None, 0.0, 0.0
         self.history: list[dict[str, Any]] = []
@@ -38,7 +41,9 @@ class StepRecorder(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._seconds = time.perf_counter() - self._began
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         line = {"step": state.global_step, **{k: v for k, v in logs.items() if k != "total_flos"}}
@@ -73,14 +78,13 @@ class WholeCheckpoints(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM (spot reclaim, node drain): finish the step, save, stop. `stopped` tells the caller to exit for a retry."""
+    """SIGTERM (spot reclaim, node drain): finish the step, save, stop. `stopped` asks the caller for a retry."""
 
     def __init__(self) -> None:
         self.stopped = False
-        try:
+        # Outside of the main thread it raises ValueError: whoever owns that thread handles signals.
+        with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, self._stop)
-        except ValueError:  # not the main thread: whoever owns it handles signals
-            pass
 
     def _stop(self, *_: Any) -> None:
         self.stopped = True

@@ -66,7 +66,9 @@ def refill(trainer: Any, output: dict[str, Any]) -> dict[str, Any]:
         trainer._round = number
         fresh = trainer.draw(_rows_drawn(trainer, most, number))
         usable = [g for g in range(most) if g not in set(_degenerate(trainer))]
-        swap = dict(zip(places, usable, strict=False))  # place -> fresh group; whichever runs out first ends it
+        swap = dict(
+            zip(places, usable, strict=False)
+        )  # place -> fresh group; whichever runs out first ends it
         output, trainer.rollouts = _swapped(trainer, kept, kept_rollouts, fresh, trainer.rollouts, swap, size)
     left = torch.tensor([len(_degenerate(trainer))], device=device, dtype=torch.float)
     metrics = trainer._metrics["train"]

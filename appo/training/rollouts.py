@@ -42,7 +42,9 @@ def generate_groups(
     cache.batch_repeat_interleave(num_generations)
     # transformers continues positions from the attention mask's count plus this offset of each row.
     deltas = [int(p.positions.max()) + 1 - len(p.ids) for p in prompts]
-    base_model(model).rope_deltas = torch.tensor(deltas, device=device).repeat_interleave(num_generations)[:, None]
+    base_model(model).rope_deltas = torch.tensor(deltas, device=device).repeat_interleave(num_generations)[
+        :, None
+    ]
     processors: list[Any] = []
     if seeds is not None:
         # Temperature and truncation are given as processors because the draw itself is one: see `sampling`.
@@ -77,7 +79,12 @@ def warpers(generation_config: Any) -> list[Any]:
 
 
 def prefill(
-    model: Any, prompts: Sequence[PromptInputs], ids: Tensor, mask: Tensor, positions: Tensor, device: torch.device
+    model: Any,
+    prompts: Sequence[PromptInputs],
+    ids: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    device: torch.device,
 ) -> Any:
     """Keys and values of (B, L) padded prompts, each video standing once."""
     from transformers import DynamicCache

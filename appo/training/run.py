@@ -91,7 +91,9 @@ def train(
     if trainer.engine is not None:
         trainer.engine.close()
     if session.stop.stopped:
-        raise Interrupted(f"{out}: stopped at step {trainer.state.global_step}, checkpoint saved; run again to continue")
+        raise Interrupted(
+            f"{out}: stopped at step {trainer.state.global_step}, checkpoint saved; run again to continue"
+        )
 
     trainer.save_model(str(out / "checkpoint"))
     session.processor.save_pretrained(str(out / "checkpoint"))
@@ -151,15 +153,16 @@ class _Session:
         tracker: Any,
         progress: bool,
     ) -> _Session:
+        from transformers import PrinterCallback
+
         from appo.modeling.feature_cache import open_cache
         from appo.modeling.loading import load_policy, load_processor
         from appo.training.arguments import quiet, training_arguments, training_rows
         from appo.training.perceiving import Perceiver, layers_to_read
-        from appo.training.rewarding import task_rewards, trl_rewards
         from appo.training.records import StepRecorder, StopOnSignal, WholeCheckpoints
+        from appo.training.rewarding import task_rewards, trl_rewards
         from appo.training.store import PromptStore
         from appo.training.trainer import VideoGRPOTrainer
-        from transformers import PrinterCallback
 
         quiet()
         processor = load_processor(model_path)
@@ -172,7 +175,10 @@ class _Session:
         functions, arguments.reward_weights = trl_rewards(recipe, settings, rewards, store)
         bar = f"{algorithm_label(settings)} seed {seed}" if progress else None
         recorder = StepRecorder(
-            out / "metrics.jsonl", prompts_per_step=recipe.training.prompts_per_step, tracker=tracker, progress=bar
+            out / "metrics.jsonl",
+            prompts_per_step=recipe.training.prompts_per_step,
+            tracker=tracker,
+            progress=bar,
         )
         stop = StopOnSignal()
         perceiver = None
@@ -205,7 +211,9 @@ class _Session:
         from appo.modeling.feature_cache import describe
 
         training = self.recipe.training
-        parts = ["shared prefix on" if training.shared_prefix else "shared prefix off (training.shared_prefix)"]
+        parts = [
+            "shared prefix on" if training.shared_prefix else "shared prefix off (training.shared_prefix)"
+        ]
         parts.append(describe(self.recipe))
         parts.append(f"rollouts with {training.rollout}")
         if self.trainer.perceiver is not None:
@@ -254,14 +262,14 @@ def _lora(recipe: Recipe) -> Any:
 
 
 def _samples_to_look_at(manifest: Manifest) -> list[str]:
-    held_out: list[VideoSample] = manifest.split("validation") or manifest.split("test") or manifest.split("train")
+    held_out: list[VideoSample] = (
+        manifest.split("validation") or manifest.split("test") or manifest.split("train")
+    )
     return [sample.id for sample in held_out[:GROUPS_LOOKED_AT]]
 
 
 def _accuracy(seen: list[Any]) -> float:
-    return statistics.fmean(
-        statistics.fmean(r or 0.0 for r in group.rewards["accuracy"]) for group in seen
-    )
+    return statistics.fmean(statistics.fmean(r or 0.0 for r in group.rewards["accuracy"]) for group in seen)
 
 
 def _hit_rate(seen: list[Any]) -> float | None:

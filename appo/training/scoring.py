@@ -128,7 +128,7 @@ def _packed(
     )
     if probe is None:
         return Scores(logps, entropy)
-    attention = torch.zeros(len(rows), num_tokens, probe.num_frames, device=logps.device)
+    attention = torch.zeros(len(rows), num_tokens, probe.num_frames, device=device)
     for part, bucket in enumerate(packed.buckets):
         read = probe.attention(part)
         attention[bucket.rows.flatten(), : read.shape[1]] = read

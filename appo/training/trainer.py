@@ -27,8 +27,8 @@ from appo.training.perceiving import Perceiver
 from appo.training.phases import Phases
 from appo.training.refill import Rollouts, refill
 from appo.training.rollouts import generate_groups, placeholder_tokens
-from appo.training.sampling import stream_seed
 from appo.training.sampler import EpochRepeatSampler
+from appo.training.sampling import stream_seed
 from appo.training.scoring import Row, Scores, score
 from appo.training.store import PromptStore
 
@@ -49,9 +49,10 @@ class VideoGRPOTrainer(GRPOTrainer):
         """engine: makes the rollouts of a vLLM engine (`appo.training.vllm_rollouts`) for this trainer."""
         self.recipe, self.settings, self.store, self.perceiver = recipe, settings, store, perceiver
         self.phases = Phases()
-        self.rollouts: Rollouts | None = None
+        self._buffered_inputs: list[dict[str, Any]] | None = None
+        self.rollouts = Rollouts(prompts=[], groups=[], seeds=[])  # of the generation batch at hand
         self._round = 0  # of dynamic sampling, within a step
-        self._rows: list[int] | None = None
+        self._rows: list[int] = []  # the rows that the pass under way is about
         self._loss_inputs: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
         self._refuse_split_groups()
@@ -193,7 +194,9 @@ class VideoGRPOTrainer(GRPOTrainer):
                 device=self.accelerator.device,
             ), None
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
         with self.phases("rewards"):
             gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         first = self.accelerator.process_index * len(prompts)
@@ -211,7 +214,7 @@ class VideoGRPOTrainer(GRPOTrainer):
             with self.phases("update"):
                 return super()._compute_loss(model, self._loss_inputs)
         finally:
-            self._rows = self._loss_inputs = None
+            self._rows, self._loss_inputs = [], None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.phases("update"):
@@ -229,15 +232,16 @@ class VideoGRPOTrainer(GRPOTrainer):
         **_: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
         in_loss = self._loss_inputs is not None
-        reading = self.perceiver is not None and self.perceiver.reads(in_loss=in_loss, model=model, trainer=self)
+        perceiver = self.perceiver
+        reading = perceiver is not None and perceiver.reads(in_loss=in_loss, model=model, trainer=self)
         phase = "update" if in_loss else "scoring"
         with self.phases(phase):
             parts = [
                 self.score_rows(model, rows, logits_to_keep, reading=reading)
                 for rows in self._chunks(self._rows, batch_size or len(self._rows))
             ]
-        if reading:
-            self.perceiver.collect(self, self._rows, parts, in_loss=in_loss)
+        if perceiver is not None and reading:
+            perceiver.collect(self, self._rows, parts, in_loss=in_loss)
         logps = torch.cat([part.logps for part in parts])
         entropy = torch.cat([part.entropy for part in parts]) if compute_entropy else None
         return logps, entropy, None
@@ -253,7 +257,7 @@ class VideoGRPOTrainer(GRPOTrainer):
                 shared_prefix=self.recipe.training.shared_prefix,
                 pad_token_id=self._tokenizer.pad_token_id,
                 device=self.accelerator.device,
-                probe_layers=self.perceiver.layers if reading else None,
+                probe_layers=self.perceiver.layers if self.perceiver is not None and reading else None,
                 probe_chunk_mib=self.recipe.perception.probe_chunk_mib,
             )
 

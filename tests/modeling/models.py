@@ -95,9 +95,12 @@ class Prompt:
 
 
 def prompt(family: str, *, frames: int, text: int, image: bool, seed: int) -> Prompt:
-    """[text, (image), video of `frames` temporal patches on a 4x4 grid, text]; Qwen3-VL gets a token before each frame."""
+    """[text, (image), video of `frames` patches on a 4x4 grid, text]; Qwen3-VL gets a token before each frame."""
     generator = torch.Generator().manual_seed(seed)
-    words = lambda n: torch.randint(1, 50, (n,), generator=generator).tolist()  # noqa: E731
+
+    def words(count: int) -> list[int]:
+        return torch.randint(1, 50, (count,), generator=generator).tolist()
+
     ids, kinds, of_frame = words(3), [0] * 3, [-1] * 3
 
     def add(token: int, kind: int, count: int, frame: int) -> None:
@@ -111,7 +114,7 @@ def prompt(family: str, *, frames: int, text: int, image: bool, seed: int) -> Pr
         for t in range(frames):
             ids += words(1)
             kinds.append(0)
-            of_frame.append(-1)  # noqa: E702
+            of_frame.append(-1)
             add(VIDEO, 2, 4, t)
     else:
         add(VIDEO, 2, 4 * frames, -2)

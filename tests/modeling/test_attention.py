@@ -170,7 +170,7 @@ def test_a_closed_probe_is_not_read_again_by_checkpointing():
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     prompts, completions = batch("qwen2_5_vl")
-    packed, inputs = packed_batch(model, prompts, completions)
+    _, inputs = packed_batch(model, prompts, completions)
     probe = FrameProbe((1, 2, 3), num_frames=5)
     loss = model(**inputs, frame_probe=probe).logits.sum()
     before = probe.attention(0).clone()

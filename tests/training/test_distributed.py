@@ -69,7 +69,9 @@ def launched(bench: Bench, name: str, *overrides: str, config: Path | None = Non
     import os
 
     env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        command, cwd=root, env=env, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-60000:]
     assert json.loads((bench.folder / name / "summary.json").read_text())["processes"] == 2
 

@@ -143,5 +143,5 @@ def test_a_step_that_cannot_be_divided_is_refused(bench: Bench):
 
 
 def test_a_train_split_smaller_than_a_step_is_refused(bench: Bench):
-    with pytest.raises(ValueError, match="training.prompts_per_step=64.*only 32"):
+    with pytest.raises(ValueError, match=r"training.prompts_per_step=64.*only 32"):
         bench.train("dapo", "training.prompts_per_step=64")
