@@ -7,6 +7,7 @@ in a folder of this machine (the storage root itself, or a scratch folder when s
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from appo import plan
 from appo.config import Recipe, RecipeError
 from appo.folders import Mirror, fetch_folder, local_folder, publish_folder
 from appo.plan import Training
-from appo.storage import write_atomic
+from appo.storage import StorageError, open_binary, read_bytes, sha256_of, write_atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +51,26 @@ def validate(recipe: str, overrides: Sequence[str], variants: Sequence[str] = ()
         raise RecipeError(f"training.seeds: {repeated[0]} is given twice; a seed counts once")
     if not resolved.training.seeds or not resolved.algorithms:
         raise RecipeError("algorithms, training.seeds: name at least one of each")
+    resolved = _with_fingerprint(resolved)
     print(
         f"recipe {resolved.name} ({resolved.digest}): {', '.join(resolved.algorithms)} "
         f"x seeds {', '.join(map(str, resolved.training.seeds))}"
     )
     return resolved
+
+
+def _with_fingerprint(recipe: Recipe) -> Recipe:
+    """The recipe with the digest of its records, so that new records are new work in every later step."""
+    if recipe.data.annotations is None:
+        return recipe
+    try:
+        with open_binary(recipe.data.annotations) as records:
+            found = sha256_of(records)[:16]
+    except StorageError as error:
+        if Path(recipe.data.annotations).is_dir():  # a source that reads several files checks them itself
+            return recipe
+        raise RecipeError(f"data.annotations={recipe.data.annotations!r}: {error}") from error
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"fingerprint": found})})
 
 
 def assemble(recipe: Recipe, storage: str) -> Done:
@@ -99,14 +115,23 @@ def train(recipe: Recipe, storage: str, training: Training, *, manifest: str, mo
     finished.
     """
     place = _Place(plan.layout(recipe, storage).training(training))
+    if int(os.environ.get("PET_NODE_RANK", "0")) > 0:  # the first pod publishes
+        _train(recipe, storage, training, place.local, _file(manifest), _model(model))
+        return Done(location=place.location)
     with Mirror(place.local, place.location):
         if not (place.local / "summary.json").is_file():
             _train(recipe, storage, training, place.local, _file(manifest), _model(model))
             _name_variant(place.local / "summary.json", training)
     place.publish()
-    summary = json.loads((place.local / "summary.json").read_text(encoding="utf-8"))
+    return trained(recipe, storage, training)
+
+
+def trained(recipe: Recipe, storage: str, training: Training) -> Done:
+    """What a finished training tells the next steps, read from where it published."""
+    location = plan.layout(recipe, storage).training(training)
+    summary = json.loads(read_bytes(f"{location}/summary.json"))
     return Done(
-        location=place.location,
+        location=location,
         metadata={"algorithm": training.algorithm, "seed": training.seed, "name": training.name},
         metrics=_numbers(summary),
         text=json.dumps(summary, indent=2),
@@ -123,31 +148,69 @@ def _name_variant(path: Path, training: Training) -> None:
 def _train(
     recipe: Recipe, storage: str, training: Training, out: Path, manifest_path: Path, model_path: str
 ) -> None:
+    """In this process, or on every GPU of this pod and of the TrainJob's other pods."""
     from appo.data.manifest import read_manifest
-    from appo.tracking import log_training, start_training
+    from appo.training.launch import launch
+
+    machines = _Machines.seen()
+    common: dict[str, Any] = {
+        "algorithm": training.algorithm,
+        "seed": training.seed,
+        "manifest_path": manifest_path,
+        "model_path": model_path,
+        "out": out,
+    }
+    tracking = {
+        "run_dir": str(local_folder(storage)),
+        "model": model_path,
+        "manifest_digest": read_manifest(manifest_path).digest,
+        "journals": str(out / "tracking"),
+    }
+    if machines.processes > 1:
+        launch(
+            recipe,
+            processes=machines.processes,
+            machines=machines.count,
+            rank=machines.rank,
+            address=machines.address,
+            tracking=tracking,
+            **common,
+        )
+        return
+    from appo.tracking import start_training
     from appo.training.run import train as run_training
 
-    digest = read_manifest(manifest_path).digest
     tracker = start_training(
         recipe,
-        local_folder(storage),
+        Path(tracking["run_dir"]),
         algorithm=training.algorithm,
         seed=training.seed,
         model=model_path,
-        manifest_digest=digest,
+        manifest_digest=tracking["manifest_digest"],
         journals=out / "tracking",
     )
     with tracker:
-        run_training(
-            recipe,
-            algorithm=training.algorithm,
-            seed=training.seed,
-            manifest_path=manifest_path,
-            model_path=model_path,
-            out=out,
-            tracker=tracker,
-        )
-        log_training(tracker, out, manifest_path=manifest_path, manifest_digest=digest)
+        run_training(recipe, tracker=tracker, **common)
+
+
+@dataclass(frozen=True, slots=True)
+class _Machines:
+    """The pods of a TrainJob as torchrun's variables tell them (PET_*); one machine without them."""
+
+    count: int
+    rank: int
+    address: str | None
+    processes: int
+
+    @classmethod
+    def seen(cls) -> _Machines:
+        import torch
+
+        count = int(os.environ.get("PET_NNODES", "1"))
+        asked = os.environ.get("PET_NPROC_PER_NODE", "")
+        here = int(asked) if asked.isdigit() else torch.cuda.device_count() or 1
+        rank = int(os.environ.get("PET_NODE_RANK", "0"))
+        return cls(count, rank, os.environ.get("PET_MASTER_ADDR"), here * count)
 
 
 def evaluate(

@@ -5,6 +5,16 @@ from components.base_model import base_model
 from components.compare import compare
 from components.evaluate import evaluate
 from components.train import train
+from components.train_on_nodes import train_on_nodes
 from components.validate import plan_trainings, validate
 
-__all__ = ["assemble", "base_model", "compare", "evaluate", "plan_trainings", "train", "validate"]
+__all__ = [
+    "assemble",
+    "base_model",
+    "compare",
+    "evaluate",
+    "plan_trainings",
+    "train",
+    "train_on_nodes",
+    "validate",
+]

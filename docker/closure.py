@@ -1,4 +1,5 @@
-"""Part of a lock that some of appo's extras need: `python docker/closure.py EXTRA... > docker/data/requirements.lock`.
+"""Part of a lock that some of appo's extras need: `python docker/closure.py EXTRA... >
+docker/data/requirements.lock`.
 
 Reads the requirements of installed packages, so it runs in the environment of requirements/cpu.lock.
 """

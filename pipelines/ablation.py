@@ -9,7 +9,7 @@ from kfp import dsl
 from appo.config import Cluster
 from components import validate
 from pipelines.blocks import train_all
-from pipelines.pods import light
+from pipelines.pods import always, light
 
 # The paper's three strategies, and the ranges over which it calls K1 and K2 stable.
 VARIANTS = [
@@ -45,6 +45,6 @@ def ablation(cluster: Cluster) -> dsl.base_component.BaseComponent:
             storage: Folder or s3:// prefix below which all files of the run lie.
         """
         checked = validate(recipe=recipe, overrides=overrides, variants=variants)
-        train_all(light(checked), storage, cluster, variants)
+        train_all(always(light(checked)), storage, cluster, variants)
 
     return graph

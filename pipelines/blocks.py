@@ -5,8 +5,9 @@ from typing import Any
 from kfp import dsl
 
 from appo.config import Cluster
-from components import assemble, base_model, compare, evaluate, plan_trainings, train
-from pipelines.pods import for_evaluation, for_training, light
+from components import assemble, base_model, compare, evaluate, plan_trainings, train, train_on_nodes
+from components.images import image
+from pipelines.pods import as_launcher, for_evaluation, for_training, light
 
 
 def train_all(resolved: dsl.PipelineTask, storage: Any, cluster: Cluster, variants: Any = None) -> None:
@@ -22,18 +23,21 @@ def train_all(resolved: dsl.PipelineTask, storage: Any, cluster: Cluster, varian
         base_model(recipe=resolved.outputs["base"], storage=storage, manifest=manifest), cluster
     ).outputs["model"]
     with dsl.ParallelFor(items=trainings.output, parallelism=cluster.parallel_trainings) as training:
-        policy = for_training(
-            train(
-                recipe=training.recipe,
-                storage=storage,
-                algorithm=training.algorithm,
-                seed=training.seed,
-                variant=training.variant,
-                manifest=manifest,
-                base=base,
-            ),
-            cluster,
-        ).outputs["policy"]
+        given = {
+            "recipe": training.recipe,
+            "storage": storage,
+            "algorithm": training.algorithm,
+            "seed": training.seed,
+            "variant": training.variant,
+            "manifest": manifest,
+            "base": base,
+        }
+        if cluster.nodes > 1:
+            run = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
+            task = as_launcher(train_on_nodes(**given, image=image("train"), run=run), cluster)
+        else:
+            task = for_training(train(**given), cluster)
+        policy = task.outputs["policy"]
     # Collected is changed by its use: one for each reader.
     scores = for_evaluation(
         evaluate(

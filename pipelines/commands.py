@@ -18,9 +18,7 @@ pipeline = typer.Typer(help="Whole pipelines: on this machine, as YAML, on a clu
 schedule = typer.Typer(help="Recurring pipelines on a cluster.", no_args_is_help=True)
 ParameterOption = Annotated[
     list[str],
-    typer.Option(
-        "--parameter", "-P", metavar="NAME=VALUE", help="of the pipeline, in YAML; may be repeated"
-    ),
+    typer.Option("--parameter", "-P", metavar="NAME=VALUE", help="of the pipeline, in YAML; may be repeated"),
 ]
 NameArgument = Annotated[str, typer.Argument(help=f"one of {', '.join(NAMES)}")]
 
@@ -61,7 +59,7 @@ def run(
         shutil.rmtree(folder)
     if resolved.tracking.uri is None:
         os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-    cluster = resolved.cluster.model_copy(update={"retries": 0})
+    cluster = resolved.cluster.model_copy(update={"retries": 0, "reuse_trainings": True})
     with Story() as story:
         run_graph(
             catalog.build(name, cluster),

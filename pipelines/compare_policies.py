@@ -11,7 +11,7 @@ from kfp import dsl
 from appo.config import Cluster
 from components import validate
 from pipelines.blocks import train_all
-from pipelines.pods import light
+from pipelines.pods import always, light
 
 
 def compare_policies(cluster: Cluster) -> dsl.base_component.BaseComponent:
@@ -26,6 +26,7 @@ def compare_policies(cluster: Cluster) -> dsl.base_component.BaseComponent:
             overrides: Values to change, such as ["training.learning_rate=1e-6", "training.seeds=[0, 1, 2]"].
             storage: Folder or s3:// prefix below which all files of the run lie.
         """
-        train_all(light(validate(recipe=recipe, overrides=overrides)), storage, cluster)
+        checked = validate(recipe=recipe, overrides=overrides)
+        train_all(always(light(checked)), storage, cluster)
 
     return graph

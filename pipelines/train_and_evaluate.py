@@ -7,7 +7,7 @@ from kfp import dsl
 from appo.config import Cluster
 from components import validate
 from pipelines.blocks import train_all
-from pipelines.pods import light
+from pipelines.pods import always, light
 
 # A drop-down in the form that starts a run. The compiled format knows it, the SDK's annotations do not yet.
 CHOICES = {"algorithm": ["grpo", "dapo", "appo", "pa_grpo"]}
@@ -34,6 +34,6 @@ def train_and_evaluate(cluster: Cluster) -> dsl.base_component.BaseComponent:
             storage: Folder or s3:// prefix below which all files of the run lie.
         """
         checked = validate(recipe=recipe, overrides=overrides, algorithm=algorithm, seed=seed)
-        train_all(light(checked), storage, cluster)
+        train_all(always(light(checked)), storage, cluster)
 
     return graph

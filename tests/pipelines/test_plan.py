@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from appo import plan
+from appo import plan, steps
 from appo.config import RecipeError, load_recipe, parse_recipe
 
 
@@ -61,6 +63,24 @@ def test_a_recipe_survives_the_way_between_steps(form: str) -> None:
     assert parse_recipe(text) == recipe
     assert plan.resolve(text) == recipe
     assert plan.resolve(text, ["training.max_steps=3"]).training.max_steps == 3
+
+
+def test_new_records_are_new_work(tmp_path: Path) -> None:
+    """The first step looks at the records themselves: the same name with other contents moves everything."""
+    records = tmp_path / "records.json"
+    places = []
+    for text in ("[]", "[]", "[{}]"):
+        records.write_text(text)
+        recipe = steps.validate("demo", [f"data.annotations={records}"])
+        places.append(plan.layout(recipe, "/runs"))
+    assert places[0] == places[1]
+    assert places[0].data != places[2].data
+    assert places[0].trainings != places[2].trainings
+
+
+def test_records_that_cannot_be_read_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"data.annotations=.*missing.json"):
+        steps.validate("demo", [f"data.annotations={tmp_path / 'missing.json'}"])
 
 
 def test_text_that_is_no_recipe_is_refused() -> None:
