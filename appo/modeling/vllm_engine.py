@@ -63,14 +63,8 @@ def engine_settings(
 
 
 def environment() -> dict[str, str]:
-    """Environment variables that vLLM reads when an engine starts: no telemetry, no chatter, no pinned
-    threads.
-    """
-    return {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }
+    """Environment variables that vLLM reads when an engine starts: no telemetry, no chatter."""
+    return {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def open_engine(model_path: str, **settings: Any) -> Any:
@@ -79,7 +73,9 @@ def open_engine(model_path: str, **settings: Any) -> Any:
     settings: from `engine_settings`, changed as needed. torch's thread count and random state stay as they
     were.
     """
-    for name, value in {**environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
+    # In this process, and without pinning its threads to cores: they are the training's too.
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    for name, value in {**environment(), **own}.items():
         os.environ.setdefault(name, value)
     from vllm import LLM
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -151,3 +154,44 @@ def test_a_prompt_that_is_too_long_is_named(bench: Bench, at_the_end: list[Any],
             bench.train("dapo", *VLLM)
     finally:
         engine._longest = kept
+
+
+@pytest.mark.skipif(
+    not os.environ.get("APPO_TEST_VLLM_SERVER"),
+    reason="starts a vLLM server, a minute or two on two cores: set APPO_TEST_VLLM_SERVER=1",
+)
+def test_a_server_of_its_own_gets_features_and_the_weights_of_every_step(bench: Bench):
+    from appo.training.vllm_server import serve_command
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = (
+        "training.rollout=vllm_server",
+        f"training.vllm_server_url=http://127.0.0.1:{port}",
+        *VLLM[1:],
+    )
+    command, environment = serve_command(
+        bench.recipe(*settings), str(bench.model), host="127.0.0.1", port=port
+    )
+    server = subprocess.Popen(command, env={**os.environ, **environment})
+    try:
+        summary = bench.train("appo", "training.max_steps=3", *settings)
+    finally:
+        server.terminate()
+        server.wait(60)
+    assert "rollouts with vllm_server" in summary.active_parts
+    for line in bench.metrics():
+        ratio = "sampling/importance_sampling_ratio"
+        assert abs(line[f"{ratio}/min"] - 1) < NEAR_ONE
+        assert abs(line[f"{ratio}/max"] - 1) < NEAR_ONE
+        assert line["rollout/prefix_cache_hit_share"] > 0
+    assert not any((bench.folder / "run" / "rollout_weights").iterdir())
+
+
+def test_a_server_that_does_not_answer_is_named(bench: Bench, tmp_path: Path):
+    from appo.training.vllm_server import ServedEngine, ServerError
+
+    recipe = bench.recipe("training.rollout=vllm_server", "training.vllm_server_url=http://127.0.0.1:9")
+    with pytest.raises(ServerError, match="vllm_server_url=http://127"):
+        ServedEngine(recipe, tmp_path, accelerator=None, timeout_s=0.0)
