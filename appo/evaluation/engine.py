@@ -300,7 +300,7 @@ def same_architecture(one: str, other: str) -> bool:
 def checkpoint_weights(path: str) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of every weight; a head tied to the embedding is named too, or a running engine would
     keep the old one."""
-    from safetensors.torch import safe_open
+    from safetensors import safe_open
 
     folder = Path(path)
     if not folder.is_dir():

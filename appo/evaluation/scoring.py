@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
-from appo.evaluation.benchmarks import Benchmark, ItemScore, benchmark_class
+from appo.evaluation.benchmarks import Benchmark, BenchmarkError, ItemScore, benchmark_class
+from appo.evaluation.benchmarks.nextgqa import NExTGQA, SpanRule
 from appo.evaluation.predictions import Prediction, TimeFormat, read_predictions
 
 Metrics = dict[str, Any]
@@ -20,28 +21,38 @@ def score(
     annotations: Path,
     predictions: Path,
     split: str | None = None,
-    time_format: TimeFormat = "tags",
+    time_format: str = "tags",
+    span_rule: str = "hull",
 ) -> Metrics:
     """Score a prediction file, ours or not; every item of the split counts, predicted or not.
 
     Returns `{"benchmark", "split", "items", "accuracy", rates, "parsers", "official": {...}, "paper":
-    {...}}`, values in [0, 1]. Raises ValueError (unknown benchmark or split), AnnotationError or
+    {...}}`, values in [0, 1]. Raises BenchmarkError (unknown benchmark or split), AnnotationError or
     PredictionError with file, line and reason.
     """
     kind = benchmark_class(name)
+    for option, value, allowed in (
+        ("--time-format", time_format, get_args(TimeFormat)),
+        ("--span-rule", span_rule, get_args(SpanRule)),
+    ):
+        if value not in allowed:
+            raise BenchmarkError(f"{option} {value}: must be one of {', '.join(allowed)}")
+    if time_format == "span" and not issubclass(kind, NExTGQA):
+        raise BenchmarkError(f"--time-format span: {kind.name} asks for no times; only nextgqa does")
     benchmark = kind.load(Path(annotations), check_split(kind, split))
-    found = read_predictions(
-        Path(predictions), [item.id for item in benchmark.items], time_format=time_format
-    )
+    if isinstance(benchmark, NExTGQA):
+        benchmark.span_rule = cast(SpanRule, span_rule)
+    ids = [item.id for item in benchmark.items]
+    found = read_predictions(Path(predictions), ids, time_format=cast(TimeFormat, time_format))
     return metrics_of(benchmark, score_items(benchmark, found))
 
 
 def check_split(kind: type[Benchmark], split: str | None) -> str:
-    """The split asked for, or the benchmark's first. Raises ValueError for one it does not have."""
+    """The split asked for, or the benchmark's first. Raises BenchmarkError for one it does not have."""
     if split is None:
         return kind.splits[0]
     if split not in kind.splits:
-        raise ValueError(f"--split {split}: {kind.name} has {', '.join(kind.splits)}")
+        raise BenchmarkError(f"--split {split}: {kind.name} has {', '.join(kind.splits)}")
     return split
 
 
@@ -64,7 +75,7 @@ def metrics_of(benchmark: Benchmark, scores: Sequence[ItemScore]) -> Metrics:
         "items": total,
         "accuracy": benchmark.headline(variants),
         **shares,
-        "parsers": dict(benchmark.parsers),
+        "parsers": benchmark.parsers(),
         **variants,
     }
 

@@ -42,6 +42,7 @@ def _open(recipe: Recipe, name: str, manifest_path: Path | None) -> OpenSet:
 
     kind = benchmark_class(name)
     frames: FrameSource
+    template: str
     if kind.name == "key_moment":
         if manifest_path is None:
             raise AnnotationError(

@@ -7,9 +7,9 @@ from __future__ import annotations
 import re
 from importlib import import_module
 
-from appo.evaluation.benchmarks.base import AnnotationError, Benchmark, ItemScore
+from appo.evaluation.benchmarks.base import AnnotationError, Benchmark, BenchmarkError, ItemScore
 
-__all__ = ["BENCHMARKS", "AnnotationError", "Benchmark", "ItemScore", "benchmark_class"]
+__all__ = ["BENCHMARKS", "AnnotationError", "Benchmark", "BenchmarkError", "ItemScore", "benchmark_class"]
 
 BENCHMARKS = {
     "key_moment": ("manifest_split", "KeyMoment"),
@@ -23,10 +23,10 @@ BENCHMARKS = {
 
 
 def benchmark_class(name: str) -> type[Benchmark]:
-    """The benchmark of that name; `NExT-GQA` and `next_gqa` also find `nextgqa`. Raises ValueError."""
+    """The benchmark of that name; `NExT-GQA` and `next_gqa` also find `nextgqa`. Raises BenchmarkError."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     for known, (module, attribute) in BENCHMARKS.items():
         if known.replace("_", "") == plain:
             found: type[Benchmark] = getattr(import_module(f"{__name__}.{module}"), attribute)
             return found
-    raise ValueError(f"benchmark {name!r}: unknown; known are {', '.join(BENCHMARKS)}")
+    raise BenchmarkError(f"benchmark {name!r}: unknown; known are {', '.join(BENCHMARKS)}")

@@ -22,7 +22,11 @@ from appo.rewards.answers import extract_answer, extract_choice
 OFFICIAL, PAPER = "official", "paper"
 
 
-class AnnotationError(ValueError):
+class BenchmarkError(ValueError):
+    """A benchmark, split or option that does not exist."""
+
+
+class AnnotationError(BenchmarkError):
     """Annotations that are not this benchmark's, or are broken: file, line, reason."""
 
 
@@ -50,8 +54,9 @@ class Benchmark(ABC):
     title: ClassVar[str]
     splits: ClassVar[tuple[str, ...]] = ("test",)
     template: ClassVar[str] = "reasoning"
-    # Variant -> the parser that reads its answers: scores of different parsers are not comparable.
-    parsers: ClassVar[Mapping[str, str]] = {}
+    # What reads its answers in each variant: scores of different parsers are not comparable.
+    official_parser: ClassVar[str] = "appo"
+    paper_parser: ClassVar[str | None] = "appo"
 
     def __init__(self, items: Sequence[VideoSample], split: str):
         self.items, self.split = tuple(items), split
@@ -75,6 +80,10 @@ class Benchmark(ABC):
     def headline(self, variants: Mapping[str, Mapping[str, float]]) -> float:
         """The one number that comparisons rank by; 0 without items."""
         return variants[OFFICIAL]["accuracy"] if variants else 0.0
+
+    def parsers(self) -> dict[str, str]:
+        """Variant -> the parser behind it."""
+        return {OFFICIAL: self.official_parser} | ({PAPER: self.paper_parser} if self.paper_parser else {})
 
     def groups(self, sample: VideoSample) -> dict[str, str]:
         """What the item counts into, by kind of group."""

@@ -20,6 +20,7 @@ class KeyMoment(Benchmark):
 
     name, title = "key_moment", "the manifest's own split"
     splits = ("test", "validation", "train")
+    paper_parser = None
 
     @classmethod
     def load(cls, folder: Path, split: str) -> Benchmark:
