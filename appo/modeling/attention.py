@@ -160,6 +160,8 @@ def _scale(scaling: float | None, query: Tensor) -> float:
     return query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
+# Without this, gradient checkpointing saves what the recomputation, which reads nothing, does not.
+@torch.no_grad()
 def _probe_plain(
     layer: int, query: Tensor, key: Tensor, scaling: float | None, window: int | None, probe: FrameProbe
 ) -> None:
