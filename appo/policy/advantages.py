@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from appo.policy.base import RewardStream
+from appo.policy.base import OVERLONG, RewardStream
 
 # TRL's guard against a deviation of zero (GRPOTrainer, scale_rewards="group").
 _DEVIATION_FLOOR = 1e-4
@@ -21,14 +21,18 @@ def stream_rewards(rewards: Mapping[str, Tensor], weights: Mapping[str, float]) 
     """The weighted sum of some reward functions. rewards: name -> (B,). Returns (B,).
 
     A function that gave no reward (NaN) is left out of the sum, as in TRL; where none gave any, the sum is
-    NaN. Raises KeyError naming a reward function that was not computed.
+    NaN; a punishment of its length alone does not make it rewarded. Raises KeyError naming a reward function
+    that was not computed.
     """
     if missing := sorted(set(weights) - set(rewards)):
         raise KeyError(f"reward {missing[0]!r}: was not computed; there are {', '.join(sorted(rewards))}")
     values = torch.stack([rewards[name] for name in weights])  # (rewards, B)
     scale = torch.tensor(list(weights.values()), dtype=values.dtype, device=values.device)
     total = (values * scale[:, None]).nansum(dim=0)
-    return total.masked_fill(values.isnan().all(dim=0), torch.nan)
+    graded = torch.stack(
+        [~rewards[name].isnan() for name in weights if name != OVERLONG] or [~values[0].isnan()]
+    )
+    return total.masked_fill(~graded.any(dim=0), torch.nan)
 
 
 def group_advantages(rewards: Tensor, num_generations: int) -> Tensor:

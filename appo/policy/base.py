@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from appo.config import Policy
 
 LossKind = Literal["grpo", "dapo"]
+# The reward under which the soft overlong punishment is added; it alone makes no completion rewarded.
+OVERLONG = "overlong"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,13 @@ def settings_for(policy: Policy) -> PolicySettings:
                 f"policy.reward_weights={dict(policy.reward_weights)}: leaves the {stream.name} advantage of "
                 f"{policy.algorithm} without any reward; give at least one a weight other than 0"
             )
+
+    if policy.overlong_buffer:
+        # Length is the whole completion's: whoever takes the rest of its tokens takes the punishment.
+        streams = tuple(
+            stream if stream.tags else replace(stream, rewards={**stream.rewards, OVERLONG: 1.0})
+            for stream in streams
+        )
 
     def own(value: float | None, default: float) -> float:
         return default if value is None else value

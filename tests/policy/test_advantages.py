@@ -83,6 +83,12 @@ def test_a_reward_that_is_missing_is_left_out_and_all_missing_is_none() -> None:
         stream_rewards(rewards, {"length": 1.0})
 
 
+def test_a_punishment_of_length_alone_is_no_reward() -> None:
+    rewards = {"accuracy": torch.tensor([1.0, NAN]), "overlong": torch.tensor([-0.5, -1.0])}
+    total = stream_rewards(rewards, {"accuracy": 0.9, "overlong": 1.0})
+    torch.testing.assert_close(total, torch.tensor([0.4, NAN]), equal_nan=True)
+
+
 def test_weights_of_one_change_nothing_exactly() -> None:
     streams = settings_for(Policy(algorithm="appo")).streams
     rewards = {"accuracy": torch.rand(8), "format": torch.rand(8)}

@@ -39,6 +39,15 @@ def test_a_recipes_own_values_win_zero_included() -> None:
     assert found.uses_perception_weights
 
 
+def test_the_overlong_punishment_joins_the_stream_of_the_whole_completion() -> None:
+    for name in ("dapo", "pa_grpo"):
+        plain, punished = (
+            settings_for(Policy(algorithm=name, overlong_buffer=buffer)).streams for buffer in (0, 16)
+        )
+        assert punished[:-1] == plain[:-1]
+        assert punished[-1].rewards == {**plain[-1].rewards, "overlong": 1.0}
+
+
 def test_a_stream_without_reward_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"policy.reward_weights=\{'perception': 1.0\}: leaves the reasoning"
