@@ -174,6 +174,11 @@ def _with_outcome(sample: VideoSample, outcomes: dict[Item, Outcome]) -> VideoSa
         if item.kind == IMAGE:
             sample = replace(sample, extra={**sample.extra, "image_sha256": outcome.sha256})
         else:
+            if late := [times for times in sample.key_times if times[0] >= outcome.duration_s > 0]:
+                reason = (
+                    f"key_times={[list(late[0])]}: starts after the video's end at {outcome.duration_s:.2f} s"
+                )
+                return Reject(sample.id, "decode", reason, item.name)
             duration = sample.duration_s if sample.duration_s is not None else round(outcome.duration_s, 6)
             sample = replace(sample, video_sha256=outcome.sha256, duration_s=duration)
     return sample

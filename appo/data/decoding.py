@@ -17,7 +17,7 @@ from pathlib import Path
 
 from appo.config import Data, Video
 from appo.data.frames import decode_image, list_shards, open_shard
-from appo.data.media import MediaRoot, Medium
+from appo.data.media import MediaRoot, Medium, RootError
 from appo.data.shards import SHARD_BYTES, SHARD_ROWS, EncodedFrames, encode, shard_bytes, shard_name
 from appo.data.video import VideoError, VideoFrames, decode_bytes, decode_video
 from appo.data.workers import Failure, WorkerPool
@@ -71,6 +71,7 @@ def decode_all(
     place: folder or s3:// URI of the shards, None to check that everything decodes without keeping the
     frames. journal: appended to; with it, a run that was stopped goes on where the last shard ended.
     """
+    root.check()
     finished = _read_notes(place, journal)
     stored = stored_keys(place) if place is not None else set()
     writer = _Writer(place, journal)
@@ -80,6 +81,8 @@ def decode_all(
         for item in items:
             try:
                 medium = root.find(item.name)
+            except RootError:
+                raise
             except (UnsafePath, StorageError) as error:
                 immediate[item] = Rejected("path", str(error))
             else:

@@ -16,11 +16,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 from appo.data.archives import Entry, is_archive, list_entries, read_entry
-from appo.storage import StorageError, inside, is_s3, open_binary, read_bytes, safe_relative, sha256_file
+from appo.storage import (
+    StorageError,
+    UnsafePath,
+    inside,
+    is_s3,
+    open_binary,
+    read_bytes,
+    safe_relative,
+    sha256_file,
+)
 
 
 class MediaMissing(StorageError):
     """A path that names no file of the data root."""
+
+
+class RootError(StorageError):
+    """The data root itself, or an archive in it, cannot be read: nothing would be found, so nothing is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +64,21 @@ class MediaRoot:
     def __init__(self, root: str | Path):
         self.root = str(root).rstrip("/") if is_s3(root) else os.path.abspath(root)
 
+    def check(self) -> None:
+        """Raises RootError when there is nothing to look in."""
+        if not is_s3(self.root) and not os.path.exists(self.root):
+            raise RootError(f"{self.root}: no such folder or archive; set data.root to where the videos are")
+        if is_s3(self.root) and not is_archive(self.root) and not self._objects:
+            raise RootError(f"{self.root}: holds no objects; set data.root to where the videos are")
+
     def locate(self, name: str) -> str:
         """Path or URI (`archive!/entry` inside archives) of a record's path."""
         return self.find(name).uri
 
     def find(self, name: str) -> Medium:
-        """Raises UnsafePath for a path that leaves the root, MediaMissing for one that names no file."""
+        """Raises UnsafePath for a path that leaves the root, MediaMissing for one that names no file, RootError
+        when an archive that may hold it cannot be read.
+        """
         relative = safe_relative(name)
         if not is_archive(self.root):
             if is_s3(self.root):
@@ -82,7 +104,10 @@ class MediaRoot:
         """Relative key -> ETag of every object below an S3 root."""
         from appo.objectstore import list_objects
 
-        return dict(list_objects(self.root))
+        try:
+            return dict(list_objects(self.root))
+        except StorageError as error:
+            raise RootError(str(error)) from error
 
     @cached_property
     def _archives(self) -> list[tuple[str, str]]:
@@ -103,7 +128,11 @@ class MediaRoot:
         """Path as records give it -> entry; for archives in a folder, with and without that folder."""
         found: dict[str, Entry] = {}
         for folder, archive in self._archives:
-            for entry in list_entries(archive):
+            try:
+                entries = list(list_entries(archive))
+            except (StorageError, UnsafePath) as error:
+                raise RootError(str(error)) from error
+            for entry in entries:
                 for name in {entry.name, f"{folder}/{entry.name}" if folder else entry.name}:
                     found.setdefault(name, entry)
         return found

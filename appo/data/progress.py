@@ -79,8 +79,8 @@ def progress_line(wanted: bool) -> Iterator[ProgressLine]:
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> str:
-            speed = task.finished_speed or task.speed
-            return f"{speed:,.0f}/s" if speed else "-/s"
+            seconds = task.finished_time if task.finished else task.elapsed
+            return f"{task.completed / seconds:,.0f}/s" if seconds else "-/s"
 
     console = Console(file=sys.stderr)
     columns = (

@@ -23,6 +23,8 @@ from typing import Any, Generic, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+READY = -1  # in place of a task's number: the worker has started
+START_TIMEOUT_S = 120.0  # of an interpreter and its imports, on the slowest of disks
 QUEUED = 2  # tasks a worker holds: one at work, one to go on with
 
 
@@ -39,6 +41,7 @@ class _Worker:
     pipe: Connection
     held: deque[int] = field(default_factory=deque)  # task numbers, the one at work first
     deadline: float = float("inf")
+    ready: bool = False  # its imports are done: time counts from here
 
 
 class WorkerPool(Generic[Task, Result]):
@@ -124,10 +127,10 @@ class WorkerPool(Generic[Task, Result]):
             )
         pipe = Connection(ours.detach())
         pipe.send((self._make, self._memory_gib))
-        return _Worker(process, pipe)
+        return _Worker(process, pipe, deadline=time.monotonic() + START_TIMEOUT_S)
 
     def _give(self, worker: _Worker, number: int, task: Task) -> None:
-        if not worker.held:
+        if not worker.held and worker.ready:
             worker.deadline = time.monotonic() + self._timeout_s
         worker.held.append(number)
         # A worker that died: `_collect` reads the end of its pipe.
@@ -150,8 +153,11 @@ class WorkerPool(Generic[Task, Result]):
                     continue
                 if number is None:
                     raise RuntimeError(f"a decoding worker could not start: {result}")
-                assert number == worker.held.popleft()
-                results[number] = result
+                if number == READY:
+                    worker.ready = True
+                else:
+                    assert number == worker.held.popleft()
+                    results[number] = result
                 worker.deadline = time.monotonic() + self._timeout_s if worker.held else float("inf")
             elif time.monotonic() >= worker.deadline:
                 reason = (
@@ -190,6 +196,7 @@ def serve(descriptor: int) -> None:
             limit = int(memory_gib * 2**30)
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             function = make()
+            pipe.send((READY, None))
         except Exception as error:
             pipe.send((None, f"{type(error).__name__}: {error}"))
             return

@@ -13,7 +13,7 @@ import pytest
 from appo.data.archives import list_entries, read_entry
 from appo.data.assemble import assemble
 from appo.data.manifest import read_manifest
-from appo.data.media import MediaMissing, MediaRoot
+from appo.data.media import MediaMissing, MediaRoot, RootError
 from appo.storage import StorageError, UnsafePath
 from tests.data_room.clips import write_clip
 from tests.data_room.recipes import question, recipe_of, write_jsonl
@@ -120,6 +120,21 @@ def test_publishers_layout_of_archives_beside_records(tmp_path: Path) -> None:
         media.find("STAR/Charades/4.mp4")
     with pytest.raises(UnsafePath):
         media.find("STAR/../../etc/passwd")
+
+
+def test_broken_or_hostile_archive_stops_the_run(tmp_path: Path) -> None:
+    """Not thousands of rejects, one for each video that might have been in it."""
+    annotations = write_jsonl(tmp_path / "q.jsonl", [question(f"{i}.mp4") for i in range(3)])
+    make_zip(tmp_path / "evil.zip", {"../evil.mp4": b"1"})
+    (tmp_path / "cut.zip").write_bytes(make_zip(tmp_path / "good.zip", MEMBERS).read_bytes()[:-30])
+    for root, words in {
+        "evil.zip": "climb out",
+        "cut.zip": r"cut\.zip: is not a readable archive",
+        "none": r"none: no such folder or archive; set data\.root",
+    }.items():
+        recipe = recipe_of(tmp_path, f"data.annotations={annotations}", f"data.root={tmp_path / root}")
+        with pytest.raises(RootError, match=words):
+            assemble(recipe, tmp_path / "out", progress=False)
 
 
 def test_assembly_from_an_archive_equals_assembly_from_files(tmp_path: Path) -> None:

@@ -263,6 +263,17 @@ def test_bad_records_are_rejected_with_reasons(clips: Path, tmp_path: Path) -> N
     assert [s.id for s in read_manifest(done.manifest).samples] == ["good"]
 
 
+def test_times_after_the_end_of_the_video_are_rejected(clips: Path, tmp_path: Path) -> None:
+    """The schema cannot know how long the video is; decoding does. v00 lasts 6 frames of 40 ms."""
+    times = {"good": [[0.1, 0.2]], "late": [[0.3, 9.0]], "clipped": [[0.2, 9.0]]}
+    records = [question("v00.mp4", id=name, key_times=spans) for name, spans in times.items()]
+    annotations = write_jsonl(tmp_path / "q.jsonl", records)
+    done = run(recipe_of(tmp_path, *settings(annotations, clips)), tmp_path / "out")
+    assert rejects_of(done.rejects) == {
+        "late": "key_times=[[0.3, 9.0]]: starts after the video's end at 0.24 s"
+    }
+
+
 def test_hanging_decoder_is_stopped(clips: Path, tmp_path: Path) -> None:
     """A named pipe with a video's name: opening it blocks for ever, in C, as some broken files make decord
     do.
