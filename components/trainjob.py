@@ -63,15 +63,6 @@ def train_job(
     labels = {"appo.dev/run": run}
     if cluster.queue:
         labels["kueue.x-k8s.io/queue-name"] = cluster.queue
-    pod: dict[str, Any] = {
-        "volumes": [
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{cluster.shared_memory_gib}Gi"}}
-        ],
-        "nodeSelector": dict(cluster.node_selector),
-        "tolerations": [dict(toleration) for toleration in cluster.tolerations],
-        "imagePullSecrets": [{"name": secret} for secret in cluster.image_pull_secrets],
-    }
-    template = {"spec": {"template": {"spec": {key: value for key, value in pod.items() if value}}}}
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
@@ -90,12 +81,27 @@ def train_job(
                 {
                     "manager": "appo.dev/launcher",
                     "trainingRuntimeSpec": {
-                        "template": {"spec": {"replicatedJobs": [{"name": "node", "template": template}]}}
+                        "template": {
+                            "spec": {"replicatedJobs": [{"name": "node", "template": _pods(cluster)}]}
+                        }
                     },
                 }
             ],
         },
     }
+
+
+def _pods(cluster: Cluster) -> dict[str, Any]:
+    """What the recipe changes about the runtime's pods."""
+    pod: dict[str, Any] = {
+        "volumes": [
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{cluster.shared_memory_gib}Gi"}}
+        ],
+        "nodeSelector": dict(cluster.node_selector),
+        "tolerations": [dict(toleration) for toleration in cluster.tolerations],
+        "imagePullSecrets": [{"name": secret} for secret in cluster.image_pull_secrets],
+    }
+    return {"spec": {"template": {"spec": {key: value for key, value in pod.items() if value}}}}
 
 
 def run_train_job(job: dict[str, Any], *, namespace: str, deadline_s: float, poll_s: float = POLL_S) -> None:
@@ -109,25 +115,30 @@ def run_train_job(job: dict[str, Any], *, namespace: str, deadline_s: float, pol
     objects, pods = client.CustomObjectsApi(), client.CoreV1Api()
     name = job["metadata"]["name"]
     where = (GROUP, VERSION, namespace, PLURAL)
+    ended = threading.Event()
     with _sigterm_raises():
         try:
             _replace(objects, where, job)
-            follower = threading.Thread(target=_follow, args=(pods, namespace, name, poll_s), daemon=True)
+            follower = threading.Thread(
+                target=_follow, args=(pods, namespace, name, poll_s, ended), daemon=True
+            )
             follower.start()
             end = time.monotonic() + deadline_s
             while time.monotonic() < end:
                 status = objects.get_namespaced_custom_object(*where, name).get("status", {})
                 conditions = {c["type"]: c for c in status.get("conditions", []) if c["status"] == "True"}
+                if conditions.keys() & {"Complete", "Failed"}:
+                    ended.set()
+                    follower.join(timeout=10 * poll_s)
                 if "Complete" in conditions:
-                    follower.join(timeout=2 * poll_s)
                     return
                 if "Failed" in conditions:
-                    follower.join(timeout=2 * poll_s)
                     said = conditions["Failed"].get("message") or conditions["Failed"].get("reason")
                     raise TrainJobFailed(f"TrainJob {name}: {said}{_reason(pods, namespace, name)}")
                 time.sleep(poll_s)
             raise TrainJobFailed(f"TrainJob {name}: not finished after {deadline_s:.0f} s, deleted")
         finally:
+            ended.set()
             _delete(objects, where, name)
 
 
@@ -163,10 +174,12 @@ def _first_pod(pods: Any, namespace: str, name: str) -> Any:
     return max(found, key=lambda pod: pod.metadata.creation_timestamp, default=None)
 
 
-def _follow(pods: Any, namespace: str, name: str, poll_s: float) -> None:
+def _follow(pods: Any, namespace: str, name: str, poll_s: float, ended: threading.Event) -> None:
     """Print the log of each pod that is, in turn, the first one (a replaced pod has a new name)."""
     seen: set[str] = set()
-    while True:
+    last = False
+    while not last:
+        last = ended.is_set()  # one more look after the end
         with contextlib.suppress(Exception):  # logs are for the eye; the conditions decide
             pod = _first_pod(pods, namespace, name)
             if pod is not None and pod.metadata.name not in seen and pod.status.phase != "Pending":
@@ -176,7 +189,7 @@ def _follow(pods: Any, namespace: str, name: str, poll_s: float) -> None:
                 )
                 for line in answer:
                     print(line.decode("utf-8", "replace").rstrip(), flush=True)
-        time.sleep(poll_s)
+        ended.wait(poll_s)
 
 
 def _reason(pods: Any, namespace: str, name: str) -> str:

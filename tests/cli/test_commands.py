@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -48,12 +48,11 @@ def test_every_command_explains_itself(command: list[str]) -> None:
 
 
 def test_help_answers_within_a_second() -> None:
-    times = []
-    for _ in range(3):  # the best of three: a busy machine is not what is measured
-        start = time.perf_counter()
-        assert run("--help").returncode == 0
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.0
+    """In processor time: the clock on the wall would measure what else the machine does."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run("--help").returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < 1.0
 
 
 def test_command_line_loads_nothing_heavy() -> None:

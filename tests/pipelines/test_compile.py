@@ -69,7 +69,7 @@ def test_images_and_pods_follow_the_settings(tmp_path: Path) -> None:
     assert "accelerator" not in light["resources"]
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]
     assert pod["activeDeadlineSeconds"] == "7200"
-    assert pod["emptyDirMounts"][0] == {
+    assert pod["emptyDirMounts"][1] == {
         "medium": "Memory",
         "mountPath": "/dev/shm",
         "sizeLimit": "32Gi",
