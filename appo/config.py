@@ -345,7 +345,7 @@ def parse_recipe(text: str) -> Recipe:
 
 def _read(name_or_path: str) -> tuple[str, str]:
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise RecipeError(f"{path}: no such recipe file")
         return path.read_text(encoding="utf-8"), str(path)

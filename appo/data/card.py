@@ -35,7 +35,7 @@ def data_card(
     header = manifest.header
     facts = {
         "rule": header["rule"],
-        "seed": header["seed"],
+        "seed": str(header["seed"]),
         "manifest SHA-256": manifest.digest,
         **{f"SHA-256 of {name}": digest for name, digest in header["annotations_sha256"].items()},
         "sampling": ", ".join(f"{k}={v}" for k, v in header["video"].items() if v is not None),
@@ -119,8 +119,8 @@ def _samples(manifest: Manifest, recipe: Recipe) -> Iterable[str]:
                 except VideoError as error:
                     yield f"<div class=sample>{_text(str(error))}</div>"
                     continue
-                step = max(1, len(loaded.frames) // FRAMES_SHOWN)
-                for at in range(0, len(loaded.frames), step):
+                count = min(FRAMES_SHOWN, len(loaded.frames))
+                for at in (round(i * (len(loaded.frames) - 1) / max(1, count - 1)) for i in range(count)):
                     label = f"{loaded.timestamps_s[at]:.2f} s"
                     pictures.append(_picture(loaded.frames[at], label))
             image = source.image(sample)

@@ -81,7 +81,7 @@ def apportion(sizes: Mapping[str, int], seats: int) -> dict[str, int]:
 def assign_splits(
     samples: Sequence[VideoSample], *, validation_share: float, test_share: float, seed: int
 ) -> list[VideoSample]:
-    """Move whole videos from train to test and validation until each has its share of the samples.
+    """Move whole videos from train to test and validation until each has about its share of the samples.
 
     Questions about one video stay together: a model must not meet a test video in training. Samples that
     their source put into a split stay there. A share above 0 gets at least one video, when train keeps one.
@@ -94,10 +94,12 @@ def assign_splits(
     moved: dict[str, str] = {}
     for split, share in (("test", test_share), ("validation", validation_share)):
         wanted, taken = share * len(movable), 0
-        while taken < wanted - 1e-9 and len(order) > 1:
-            video = order.pop(0)
-            taken += len(groups[video])
-            moved.update(dict.fromkeys(groups[video], split))
+        while wanted and len(order) > 1:
+            size = len(groups[order[0]])
+            if taken and wanted - taken < size / 2:  # one more would miss the share by more
+                break
+            taken += size
+            moved.update(dict.fromkeys(groups[order.pop(0)], split))
     return [replace(s, split=moved[s.id]) if s.id in moved else s for s in samples]
 
 
