@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from appo.cli_options import ManifestOption, OutOption, RecipeOption, SetOption
+from appo.cli_options import FolderOption, ManifestOption, OutOption, RecipeOption, SetOption
 
 data_app = typer.Typer(help="Questions and videos.", no_args_is_help=True)
 
@@ -16,7 +15,7 @@ data_app = typer.Typer(help="Questions and videos.", no_args_is_help=True)
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.add_typer(data_app, name="data")
-    for command in (train, evaluate, compare):
+    for command in (train, compare):
         app.command()(command)
 
 
@@ -64,45 +63,35 @@ def train(
     typer.echo(f"{summary}\ncheckpoint: {out / 'checkpoint'}")
 
 
-def evaluate(
-    recipe: RecipeOption,
-    out: OutOption,
-    checkpoint: Annotated[
-        list[str],
-        typer.Option("--checkpoint", "-c", metavar="NAME=PATH", help="may be repeated; one engine for all"),
-    ],
-    manifest: Annotated[
-        Path | None,
-        typer.Option("--manifest", "-m", help="for benchmarks that read the run's own test split"),
-    ] = None,
-    overrides: SetOption = [],  # noqa: B006
-) -> None:
-    """Generate with vLLM, parse and score; finished items are not generated again."""
-    from appo.config import load_recipe
-
-    settings = load_recipe(recipe, overrides)
-    checkpoints = {}
-    for item in checkpoint:
-        name, equals, path = item.partition("=")
-        if not equals or not name or not path:
-            raise typer.BadParameter(f"--checkpoint {item}: write it as NAME=PATH")
-        checkpoints[name] = path
-    from appo.evaluation.run import evaluate as run_evaluation
-
-    results = run_evaluation(settings, checkpoints=checkpoints, manifest_path=manifest, out=out)
-    typer.echo(json.dumps(results, indent=2, default=str))
-
-
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="output folders of trainings")],
-    evaluations: Annotated[Path, typer.Option("--evaluations", "-e", help="output folder of an evaluation")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="output folders of trainings; or the name of one MLflow experiment"),
+    ],
     recipe: RecipeOption,
     out: OutOption,
+    evaluations: Annotated[
+        Path | None,
+        typer.Option("--evaluations", "-e", help="output folder of an evaluation; not for an experiment"),
+    ] = None,
+    folder: FolderOption = Path("runs/demo"),
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", "-m", help="for pictures in the heat maps")
+    ] = None,
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
     """Means and deviations over seeds, ratios, plots: one table and one page."""
     from appo.config import load_recipe
     from appo.reports.compare import compare as run_comparison
 
-    made = run_comparison(runs, evaluations, out, recipe=load_recipe(recipe, overrides))
+    settings = load_recipe(recipe, overrides)
+    store = None
+    if evaluations is None:
+        from appo.reports.experiment import fetch_experiment
+
+        if len(runs) != 1 or runs[0].is_dir():
+            raise typer.BadParameter("--evaluations: needed with folders; or name one MLflow experiment")
+        fetched = fetch_experiment(str(runs[0]), out, recipe=settings, run_dir=folder)
+        runs, evaluations, store = list(fetched.runs), fetched.evaluations, folder
+    made = run_comparison(runs, evaluations, out, recipe=settings, manifest_path=manifest, run_dir=store)
     typer.echo(f"{made.table}\nreport: {made.html}")

@@ -87,7 +87,11 @@ def build_page(analysis: Analysis, pictures: figures.Pictures, composition: Coun
             "differences", "Differences", tables.difference_table(analysis), tables.flip_table(analysis)
         ),
         page.section(
-            "attention", "Attention", figures.attention_figure(analysis, pictures), tables.table_a(analysis)
+            "attention",
+            "Attention",
+            figures.attention_figure(analysis, pictures),
+            tables.table_a(analysis),
+            page.grid(figures.curve_figures(analysis, own=True)),
         ),
         page.section("side-by-side", "Side by side", figures.side_by_side(analysis, pictures)),
         page.section("throughput", "Throughput", tables.table_f(analysis), figures.phase_figure(analysis)),

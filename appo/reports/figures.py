@@ -18,6 +18,12 @@ from appo.reports.statistics import band, summarise
 log = logging.getLogger("appo.reports")
 # Rewards of single steps jump; so many steps are averaged before the seeds are.
 _WINDOW = 5
+_OWN_CURVES = (
+    ("appo/crucial_frames", "Crucial frames of a group", "frames", False),
+    ("appo/perception_share", "Share of perception tokens", "percent of tokens", True),
+    ("appo/overlap", "Overlap of right and wrong completions' frames", "percent", True),
+    ("appo/degenerate_share", "Groups without crucial frames", "percent", True),
+)
 _CURVES = (
     ("rewards/accuracy/mean", "Accuracy of the rollouts", "percent right", True),
     ("reward", "Reward", "mean reward", False),
@@ -62,9 +68,10 @@ def accuracy_figure(analysis: Analysis) -> Figure | None:
     )
 
 
-def curve_figures(analysis: Analysis) -> list[Figure]:
+def curve_figures(analysis: Analysis, *, own: bool = False) -> list[Figure]:
+    """Learning curves of what every algorithm logs, or of APPO's own measures."""
     found = []
-    for key, title, y_label, percent in _CURVES:
+    for key, title, y_label, percent in _OWN_CURVES if own else _CURVES:
         bands = {}
         for method in analysis.methods:
             curves = [
@@ -80,7 +87,7 @@ def curve_figures(analysis: Analysis) -> list[Figure]:
         )
         n = "/".join(str(b.n) for b in bands.values())
         caption = f"Mean over seeds (n={n}) with one deviation; running mean over {_WINDOW} steps."
-        found.append(Figure(key.split("/")[0], title, drawn_html, caption))
+        found.append(Figure(key.replace("/", "-"), title, drawn_html, caption))
     return found
 
 

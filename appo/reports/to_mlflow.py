@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from appo.config import Recipe
 from appo.reports.analysis import Analysis, Method
+from appo.reports.results import Item, TrainingResult
 from appo.reports.statistics import SeedSummary
-from appo.tracking.provenance import parameters, provenance_tags
+from appo.tracking.provenance import comparison_digest, parameters, provenance_tags
 
 log = logging.getLogger("appo.reports")
 
@@ -33,7 +35,8 @@ def log_comparison(analysis: Analysis, recipe: Recipe, out: Path, run_dir: Path 
 
     place = run_dir or out
     try:
-        parents = _log_seeds(analysis, open_sink(recipe, place).client)
+        sink = open_sink(recipe, place)
+        parents = _log_seeds(analysis, sink.client, sink.experiment_id())
     except Exception as error:  # any client, network or database error: the files are written already
         log.warning("MLflow does not have the comparison (%s); it is in %s", scrub(str(error))[:300], out)
         return
@@ -45,6 +48,9 @@ def log_comparison(analysis: Analysis, recipe: Recipe, out: Path, run_dir: Path 
                 {f"{method.label}/{k}": v for k, v in method_metrics(analysis, method).items()}, 0
             )
         tracker.log_metrics({f"start/{b}/accuracy": v for b, v in analysis.start.items()}, 0)
+        for benchmark, items in analysis.start_items.items():
+            if items:
+                tracker.log_table(prediction_rows(items.values()), f"start/{benchmark}.json")
         for name in ("report.html", "report.md", "numbers.json", "flips.csv"):
             tracker.log_artifact(out / name)
         for parent_id in parents:
@@ -69,7 +75,7 @@ def method_metrics(analysis: Analysis, method: Method) -> dict[str, float]:
     return values
 
 
-def _log_seeds(analysis: Analysis, client: Any) -> set[str]:
+def _log_seeds(analysis: Analysis, client: Any, experiment_id: str) -> set[str]:
     """Scores onto the children, summaries onto their parents; returns the parents' ids."""
     from mlflow.entities import Metric
 
@@ -78,7 +84,9 @@ def _log_seeds(analysis: Analysis, client: Any) -> set[str]:
     for method in analysis.methods:
         own: set[str] = set()
         for training in method.trainings:
-            run = _find(client, training.summary.get("mlflow_run_id"))
+            run = _find(client, training.summary.get("mlflow_run_id")) or _search(
+                client, experiment_id, training, comparison_digest(analysis.recipe)
+            )
             if run is None:
                 continue
             run_id = run.info.run_id
@@ -105,6 +113,12 @@ def _log_seeds(analysis: Analysis, client: Any) -> set[str]:
     return parents
 
 
+def prediction_rows(items: Iterable[Item]) -> list[dict[str, Any]]:
+    """One row a question, with the columns that the pages show and `experiment` reads back."""
+    names = ("id", "answer", "parsed", "score", "truncated", "completion")
+    return [{name: getattr(item, name) for name in names} for item in items]
+
+
 def _log_predictions(analysis: Analysis, client: Any, run_id: str, label: str, seed: int) -> None:
     """One table per benchmark that MLflow's pages can browse and hold against another run's."""
     import json
@@ -113,14 +127,30 @@ def _log_predictions(analysis: Analysis, client: Any, run_id: str, label: str, s
         items = labels.get(label, {}).get(seed)
         if not items:
             continue
-        columns = ["id", "answer", "parsed", "score", "truncated", "completion"]
-        rows = [[i.id, i.answer, i.parsed, i.score, i.truncated, i.completion] for i in items.values()]
         name = f"predictions/{benchmark}.json"
-        client.log_dict(run_id, {"columns": columns, "data": rows}, name)
+        rows = prediction_rows(items.values())
+        columns = list(rows[0])
+        client.log_dict(run_id, {"columns": columns, "data": [list(r.values()) for r in rows]}, name)
         listed = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
         entry = {"path": name, "type": "table"}
         if entry not in listed:
             client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([*listed, entry]))
+
+
+def _search(client: Any, experiment_id: str, training: TrainingResult, settings: str) -> Any:
+    """A training that ended before MLflow gave its run an id is found by what its tags say; the newest counts."""
+    tags = {
+        "appo.role": "training",
+        "appo.algorithm": training.algorithm,
+        "appo.seed": str(training.seed),
+        "appo.manifest_digest": training.summary.get("manifest_digest"),
+        "appo.comparison_digest": settings,
+    }
+    wanted = " AND ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items() if value)
+    found = client.search_runs(
+        [experiment_id], wanted, order_by=["attributes.start_time DESC"], max_results=1
+    )
+    return found[0] if found else None
 
 
 def _find(client: Any, run_id: str | None) -> Any:

@@ -62,6 +62,8 @@ class Sender:
                         "MLflow cannot be reached (%s); metrics are kept in %s", message, self.journal.path
                     )
                 self.last_error = message
+                with self._sent:
+                    self._sent.notify_all()
                 self._hurry.wait(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S) if not self._hurry.is_set() else _FIRST_PAUSE_S
                 if self._hurry.is_set():
@@ -92,10 +94,14 @@ class Sender:
         self.refused += len(refused)
 
     def wait_for(self, run: str, timeout_s: float) -> str | None:
-        """The MLflow id of a run of this journal, once it has one; None after `timeout_s`."""
+        """The MLflow id of a run of this journal, once it has one; None after `timeout_s`, or when the server
+        cannot be reached.
+        """
         self.wake()
         with self._sent:
-            self._sent.wait_for(lambda: run in self.journal.ids, timeout=timeout_s)
+            self._sent.wait_for(
+                lambda: run in self.journal.ids or self.last_error is not None, timeout=timeout_s
+            )
         return self.journal.ids.get(run)
 
     def finish(self, timeout_s: float) -> bool:

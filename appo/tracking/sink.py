@@ -52,6 +52,8 @@ class MlflowSink:
 
             logging.getLogger("alembic").setLevel(logging.WARNING)
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+            # The sender says once that the server is away; urllib3 would say it at every attempt.
+            logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
             from mlflow import MlflowClient
 
             with self._locked():  # the first one on a new SQLite file also makes its tables

@@ -345,9 +345,9 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the child; waits up to 15 s for it. None while the server is away."""
+        """MLflow's id of the child; waits for it, for a minute at most. None while the server is away."""
         try:
-            return self._sender.wait_for("child", timeout_s=15.0) if self._sender else None
+            return self._sender.wait_for("child", timeout_s=60.0) if self._sender else None
         except Exception:  # same promise as the methods above
             return None
 

@@ -49,6 +49,7 @@ def make_training(
                 "phase/rewards_s": 0.003,
                 "phase/update_s": 0.43,
                 **({"phase/scoring_s": 0.08} if algorithm != "dapo" else {}),
+                **({"appo/crucial_frames": 1.5, "appo/perception_share": 0.4} if algorithm == "appo" else {}),
             }
         )
     (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -197,15 +197,18 @@ def test_text_from_outside_is_escaped() -> None:
     assert with_spread(None) == "–"
 
 
+@pytest.mark.slow
 def test_means_reach_mlflow_on_the_parents_and_predictions_on_the_children(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    from appo.tracking import start_training
+    from appo.reports.experiment import fetch_experiment
+    from appo.tracking import log_training, start_training
 
     recipe = load_recipe("demo")
     runs, evaluations = make_comparison(tmp_path, algorithms=("dapo", "appo"), steps=4)
     for run in runs:
         summary = json.loads((run / "summary.json").read_text())
+        digest = summary["manifest_digest"]
         with start_training(
             recipe,
             tmp_path,
@@ -214,7 +217,9 @@ def test_means_reach_mlflow_on_the_parents_and_predictions_on_the_children(tmp_p
             model="warm",
             manifest_digest=summary["manifest_digest"],
         ) as tracker:
-            summary["mlflow_run_id"] = tracker.run_id
+            # A run whose id came too late for its summary is found by its tags.
+            summary["mlflow_run_id"] = None if summary["seed"] == 1 else tracker.run_id
+            log_training(tracker, run, manifest_path=tmp_path / "manifest.jsonl", manifest_digest=digest)
         (run / "summary.json").write_text(json.dumps(summary))
     made = compare(runs, evaluations, tmp_path / "report", recipe=recipe)
     compare(runs, evaluations, tmp_path / "report", recipe=recipe)  # run again: the same parents, new points
@@ -231,11 +236,25 @@ def test_means_reach_mlflow_on_the_parents_and_predictions_on_the_children(tmp_p
                 expected[part], abs=1e-12
             )
         assert parent.data.metrics["samples_per_second_n"] == 2
+        children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+        assert all("key_moment/accuracy" in run.data.metrics for run in children)
+        assert len(children) == 2
     child = client.get_run(json.loads((runs[0] / "summary.json").read_text())["mlflow_run_id"])
     table = json.loads(
         Path(client.download_artifacts(child.info.run_id, "predictions/key_moment.json")).read_text()
     )
     assert len(table["data"]) == 128
-    assert [e["type"] for e in json.loads(child.data.tags["mlflow.loggedArtifacts"])] == ["table"]
+    listed = {e["path"] for e in json.loads(child.data.tags["mlflow.loggedArtifacts"])}
+    assert listed == {"completions.json", "predictions/key_moment.json"}
     comparisons = client.search_runs([experiment], "tags.`appo.role` = 'comparison'")
     assert {a.path for a in client.list_artifacts(comparisons[0].info.run_id)} >= {"report.html", "report.md"}
+
+    # From the experiment alone, in another folder, the same comparison comes out again.
+    fetched = fetch_experiment("demo", tmp_path / "elsewhere", recipe=recipe, run_dir=tmp_path)
+    again = compare(fetched.runs, fetched.evaluations, tmp_path / "again", recipe=recipe)
+    assert again.table == made.table
+    fresh = json.loads(again.numbers.read_text())
+    assert fresh["methods"] == numbers
+    assert fresh["differences"] == json.loads(made.numbers.read_text())["differences"]
+    with pytest.raises(ReportError, match=r"unknown in this MLflow store; there are .*demo"):
+        fetch_experiment("demmo", tmp_path / "no", recipe=recipe, run_dir=tmp_path)

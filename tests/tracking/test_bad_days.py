@@ -32,7 +32,9 @@ def test_server_away_for_a_while_nothing_lost_nothing_doubled(
     monkeypatch.setattr(sender, "_LONGEST_PAUSE_S", 1.0)
     recipe = load_recipe("demo", [f"tracking.uri={server.uri}"])
     tracker = begin(recipe, tmp_path / "run")
-    run_id = tracker.run_id
+    run_id = None
+    for _ in range(8):  # two busy cores take their time to import mlflow
+        run_id = run_id or tracker.run_id
     assert run_id is not None
     for step in range(10):
         tracker.log_metrics({"reward": float(step)}, step=step)
@@ -46,7 +48,7 @@ def test_server_away_for_a_while_nothing_lost_nothing_doubled(
     server.start()
     for step in range(40, 50):
         tracker.log_metrics({"reward": float(step)}, step=step)
-    tracker.end(timeout_s=60)
+    tracker.end(timeout_s=120)
     assert tracker.complaints == []
     assert curve(server.uri, run_id) == [(s, float(s)) for s in range(50)]
     assert caplog.text.count("cannot be reached") == 1
