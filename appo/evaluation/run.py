@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appo.config import Recipe
+from appo.data.schema import VideoSample
 from appo.data.video import VideoError
 from appo.evaluation.benchmarks import Benchmark
 from appo.evaluation.engine import Engine, EngineError, same_architecture, start_engine
@@ -45,14 +46,17 @@ class Task:
     opened: OpenSet
     seed: int
     log: PredictionLog
+    # Ids of the items that are this process's share; None for all.
+    only: frozenset[str] | None = None
 
     @property
     def benchmark(self) -> Benchmark:
         return self.opened.benchmark
 
     @property
-    def left(self) -> list[Any]:
-        return [item for item in self.benchmark.items if item.id not in self.log.records]
+    def left(self) -> list[VideoSample]:
+        wanted = [i for i in self.benchmark.items if self.only is None or i.id in self.only]
+        return [item for item in wanted if item.id not in self.log.records]
 
 
 def evaluate(
@@ -70,17 +74,27 @@ def evaluate(
     settings, EngineError when the engine dies (what is done stays: give the same command again), VideoError
     when more videos fail than `data.max_reject_rate` allows.
     """
-    sets = open_sets(recipe, manifest_path)
-    digests = {name: weights_digest(path) for name, path in checkpoints.items()}
-    tasks = [
-        Task(name, path, opened, seed, PredictionLog(file, _header(recipe, opened, digests[name], seed)))
-        for name, path in checkpoints.items()
-        for opened in sets
-        for seed in range(recipe.evaluation.seeds)
-        for file in [_folder(out, name, seed, recipe.evaluation.seeds) / f"{opened.benchmark.name}.jsonl"]
-    ]
+    tasks = plan_tasks(recipe, checkpoints, manifest_path, out)
+    todo = [task for task in tasks if task.left]
     try:
-        _generate(recipe, [task for task in tasks if task.left], progress)
+        if recipe.evaluation.data_parallel > 1:
+            from appo.evaluation.parallel import generate_in_parallel
+
+            generate_in_parallel(
+                recipe,
+                tasks,
+                checkpoints=checkpoints,
+                manifest_path=manifest_path,
+                out=out,
+                progress=progress,
+            )
+        else:
+            generate(recipe, todo, progress)
+    except EngineError as error:
+        done = sum(len(task.log.records) for task in tasks)
+        raise EngineError(
+            f"{error}\n{done} finished responses are kept in {out}; give the same command again to continue"
+        ) from error
     finally:
         for task in tasks:
             task.log.close()
@@ -92,12 +106,28 @@ def evaluate(
     if recipe.evaluation.seeds > 1:
         from appo.evaluation.seeds import gather_seeds
 
-        for name in checkpoints:
-            for opened in sets:
-                results[name][opened.benchmark.name] = gather_seeds(
-                    out / name, opened.benchmark, recipe.evaluation.seeds
+        for task in tasks:
+            if task.seed == 0:
+                results[task.checkpoint][task.benchmark.name] = gather_seeds(
+                    out / task.checkpoint, task.benchmark, recipe.evaluation.seeds
                 )
     return results
+
+
+def plan_tasks(
+    recipe: Recipe, checkpoints: Mapping[str, str], manifest_path: Path | None, out: Path
+) -> list[Task]:
+    """Every checkpoint on every benchmark with every seed, checkpoint by checkpoint."""
+    sets = open_sets(recipe, manifest_path)
+    digests = {name: weights_digest(path) for name, path in checkpoints.items()}
+    seeds = recipe.evaluation.seeds
+    return [
+        Task(name, path, opened, seed, PredictionLog(file, _header(recipe, opened, digests[name], seed)))
+        for name, path in checkpoints.items()
+        for opened in sets
+        for seed in range(seeds)
+        for file in [_folder(out, name, seed, seeds) / f"{opened.benchmark.name}.jsonl"]
+    ]
 
 
 def finish(task: Task) -> Metrics:
@@ -129,14 +159,9 @@ def write_metrics(path: Path, metrics: Metrics) -> None:
     write_atomic(path, json.dumps(metrics, indent=2) + "\n")
 
 
-def _generate(recipe: Recipe, tasks: Sequence[Task], progress: bool) -> None:
-    """Fill the files of the tasks, checkpoint by checkpoint, so that weights are loaded once each."""
+def generate(recipe: Recipe, tasks: Sequence[Task], progress: bool) -> None:
+    """Fill the files of the tasks, in order: weights are loaded once for a checkpoint's tasks in a row."""
     if not tasks:
-        return
-    if recipe.evaluation.data_parallel > 1:
-        from appo.evaluation.parallel import generate_in_parallel
-
-        generate_in_parallel(recipe, tasks, progress)
         return
     from appo.data.progress import progress_line
 
@@ -162,11 +187,6 @@ def _generate(recipe: Recipe, tasks: Sequence[Task], progress: bool) -> None:
                 holds = task.path
                 line.start(f"{task.checkpoint} {task.benchmark.name}", len(task.left))
                 fill(recipe, task, engine, maker, line)
-        except EngineError as error:
-            done = sum(len(task.log.records) for task in tasks)
-            raise EngineError(
-                f"{error}\n{done} finished responses are kept; give the same command again to continue"
-            ) from error
         finally:
             if engine is not None:
                 engine.close()

@@ -1,0 +1,156 @@
+"""vLLM and transformers on the same prompts: the same responses, positions and weights, real engines throughout."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from appo.evaluation.engine import EngineError, TransformersEngine, VLLMEngine, same_architecture
+from appo.evaluation.prefetch import Prefetch
+from appo.evaluation.prompts import PromptMaker, PromptStream, jobs, positions_model
+from appo.evaluation.sets import open_sets
+from appo.modeling.loading import load_processor
+
+pytestmark = pytest.mark.slow
+
+
+class Lab:
+    """Two engines, holding model 0, and the small set's prompts."""
+
+    def __init__(self, small_set):
+        self.recipe = small_set.recipe()
+        self.first, self.second = map(str, small_set.models)
+        (self.opened,) = open_sets(self.recipe, small_set.manifest)
+        processor = load_processor(self.first)
+        self.maker = PromptMaker(processor, positions_model(self.first))
+        self.vllm = VLLMEngine(self.recipe, self.first, processor)
+        self.transformers = TransformersEngine(self.recipe, self.first, processor)
+
+    def prompts(self):
+        items = self.opened.benchmark.items
+        return [self.maker.make(item, self.opened.frames, self.opened.template) for item in items]
+
+    def responses(self, engine):
+        work = jobs(self.maker, self.opened.benchmark.items, self.opened.frames, self.opened.template)
+        with Prefetch(work, workers=2, ahead=4) as prefetch:
+            found = dict(engine.generate(PromptStream(prefetch), seed=0))
+        assert found.keys() == {item.id for item in self.opened.benchmark.items}
+        return found
+
+
+@pytest.fixture(scope="module")
+def lab(small_set):
+    lab = Lab(small_set)
+    yield lab
+    lab.vllm.close()
+
+
+def test_one_engine_serves_several_checkpoints_as_transformers_does(lab):
+    """First, second, and the first again: pixels, vision tower, head and caches all follow. Greedy in float32 on
+    random weights, where ties do not happen: equality is exact."""
+    lab.vllm.load(lab.first)
+    lab.transformers.load(lab.first)
+    first = lab.responses(lab.vllm)
+    assert first == lab.responses(lab.transformers)
+    lab.vllm.load(lab.second)
+    lab.transformers.load(lab.second)
+    second = lab.responses(lab.vllm)
+    assert second == lab.responses(lab.transformers)
+    assert second != first
+    lab.vllm.load(lab.first)
+    assert lab.responses(lab.vllm) == first
+    # The videos are seen: other frames, other words.
+    assert len({said.text for said in first.values()}) > 1
+
+
+@pytest.mark.parametrize("seconds", [2.0, 0.533, 3.7])
+def test_positions_equal_transformers_for_any_sampled_rate(lab, seconds):
+    import torch
+
+    from appo.modeling.features import base_model
+
+    prompt = lab.prompts()[0]
+    prompt = dataclasses.replace(prompt, seconds_per_grid=torch.tensor([seconds]))
+    lab.vllm.llm.collective_rpc("watch_positions")
+    stream = iter([("one", prompt)])
+
+    class One:
+        def take(self, *, wait):
+            return next(stream, None)
+
+    list(lab.vllm.generate(One(), seed=0))
+    (watched,) = lab.vllm.llm.collective_rpc("watched_positions")
+    ours, _ = base_model(lab.transformers.model).get_rope_index(
+        prompt.ids[None],
+        mm_token_type_ids=prompt.token_types[None],
+        video_grid_thw=prompt.video.grid_thw,
+        second_per_grid_ts=prompt.seconds_per_grid,
+    )
+    assert watched["positions"] == [ours[:, 0].tolist()]
+    if seconds == 2.0:
+        assert torch.equal(ours[:, 0], prompt.positions)
+
+
+def test_a_prompt_without_room_for_its_response_is_refused_by_name(lab):
+    short = lab.recipe.model_copy(
+        update={"evaluation": lab.recipe.evaluation.model_copy(update={"max_model_len": 50})}
+    )
+    lab.vllm._settings, kept = short.evaluation, lab.vllm._settings
+    try:
+        with pytest.raises(EngineError, match=r"max_model_len=50: sample key_moment/test/.* prompt tokens"):
+            lab.responses(lab.vllm)
+    finally:
+        lab.vllm._settings = kept
+    assert lab.responses(lab.vllm)  # the engine goes on
+
+
+def test_architectures_are_told_apart(lab, tmp_path):
+    import json
+    import shutil
+
+    assert same_architecture(lab.first, lab.second)
+    other = tmp_path / "other"
+    shutil.copytree(lab.first, other)
+    config = json.loads((other / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 2
+    (other / "config.json").write_text(json.dumps(config))
+    assert not same_architecture(lab.first, str(other))
+
+
+def test_a_dead_engine_keeps_what_is_done_and_says_how_to_continue(small_set, tmp_path, monkeypatch):
+    """A real engine whose step fails after some responses, as it does when the device runs out of memory."""
+    import appo.evaluation.run as run
+
+    recipe = small_set.recipe()
+    arguments = {
+        "checkpoints": {"a": str(small_set.models[0])},
+        "manifest_path": small_set.manifest,
+        "progress": False,
+    }
+    whole = run.evaluate(recipe, out=tmp_path / "whole", **arguments)
+    started = run.start_engine
+
+    def dying(*args):
+        engine = started(*args)
+        inner, real, seen = engine.llm.llm_engine, engine.llm.llm_engine.step, [0]
+
+        def step():
+            found = real()
+            seen[0] += sum(output.finished for output in found)
+            if seen[0] > 4:
+                raise RuntimeError("CUDA error: out of memory")
+            return found
+
+        monkeypatch.setattr(inner, "step", step)
+        return engine
+
+    monkeypatch.setattr(run, "start_engine", dying)
+    with pytest.raises(EngineError, match=r"out of memory\n[1-9] finished responses are kept.*continue"):
+        run.evaluate(recipe, out=tmp_path / "cut", **arguments)
+    kept = (tmp_path / "cut/a/key_moment.jsonl").read_text().splitlines()
+    assert 1 < len(kept) < 13  # a header and some of the twelve
+    monkeypatch.setattr(run, "start_engine", started)
+    assert run.evaluate(recipe, out=tmp_path / "cut", **arguments) == whole
+    same = [tmp_path / folder / "a" / "key_moment.jsonl" for folder in ("cut", "whole")]
+    assert same[0].read_bytes() == same[1].read_bytes()
