@@ -214,13 +214,23 @@ class _Machines:
 
 
 def evaluate(
-    recipe: Recipe, storage: str, *, manifest: str, base: str, runs: Sequence[Mapping[str, Any]]
+    recipe: Recipe,
+    storage: str,
+    *,
+    manifest: str,
+    base: str,
+    runs: Sequence[Mapping[str, Any]],
+    base_name: str = "warm_start",
 ) -> Done:
-    """All checkpoints through one engine; predictions and scores kept item by item."""
+    """All checkpoints through one engine; predictions and scores kept item by item.
+
+    base: what the trainings are compared with, as `base_name`; "" for nothing.
+    """
     from appo.evaluation.run import evaluate as run_evaluation
 
     place = _Place(plan.layout(recipe, storage).evaluation)
-    checkpoints = {"warm_start": _model(base)} if recipe.evaluation.warm_start_too else {}
+    wanted = base and (recipe.evaluation.warm_start_too or base_name != "warm_start")
+    checkpoints = {base_name: _model(base)} if wanted else {}
     checkpoints |= {str(run["name"]): str(fetch_folder(str(run["location"])) / "checkpoint") for run in runs}
     results = run_evaluation(recipe, checkpoints=checkpoints, manifest_path=_file(manifest), out=place.local)
     place.publish()
@@ -256,6 +266,50 @@ def compare(
         location=place.of(Path(made.html)),
         text=Path(made.html).read_text(encoding="utf-8"),
         markdown=Path(made.markdown).read_text(encoding="utf-8"),
+    )
+
+
+def gate(recipe: Recipe, storage: str, *, manifest: str) -> Done:
+    """Whether a retraining has anything to learn, and the champion (location "" without one)."""
+    from appo.data.manifest import read_manifest
+    from appo.reports.promotion import gate as find_gate
+
+    found = find_gate(recipe, local_folder(storage), read_manifest(_file(manifest)).digest)
+    print(found.reason)
+    location = found.champion.uri if found.champion else ""
+    return Done(location=location, metadata={"train": found.train}, text=found.reason)
+
+
+def promote(
+    recipe: Recipe,
+    storage: str,
+    *,
+    margin: float,
+    manifest: str,
+    runs: Sequence[Mapping[str, Any]],
+    evaluations: str,
+) -> Done:
+    """Decide between champion and challenger by their scores; the previous champion stays in the registry."""
+    from appo.data.manifest import read_manifest
+    from appo.reports.promotion import promote as decide
+
+    place = _Place(plan.layout(recipe, storage).report)
+    decision = decide(
+        recipe,
+        local_folder(storage),
+        algorithm=recipe.algorithms[0],
+        checkpoints={str(run["name"]): f"{run['location']}/checkpoint" for run in runs},
+        evaluations=fetch_folder(evaluations),
+        manifest_digest=read_manifest(_file(manifest)).digest,
+        out=place.local,
+        margin=margin,
+    )
+    place.publish()
+    print(decision.reason)
+    return Done(
+        location=place.location,
+        metrics=_numbers(json.loads(decision.to_json())),
+        text=f"**{'Promoted' if decision.promote else 'Kept the champion'}**\n\n{decision.reason}\n",
     )
 
 

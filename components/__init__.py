@@ -4,6 +4,7 @@ from components.assemble import assemble
 from components.base_model import base_model
 from components.compare import compare
 from components.evaluate import evaluate
+from components.retrain import evaluate_challenger, gate, promote
 from components.train import train
 from components.train_on_nodes import train_on_nodes
 from components.validate import plan_trainings, validate
@@ -13,7 +14,10 @@ __all__ = [
     "base_model",
     "compare",
     "evaluate",
+    "evaluate_challenger",
+    "gate",
     "plan_trainings",
+    "promote",
     "train",
     "train_on_nodes",
     "validate",

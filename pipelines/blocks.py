@@ -23,21 +23,7 @@ def train_all(resolved: dsl.PipelineTask, storage: Any, cluster: Cluster, varian
         base_model(recipe=resolved.outputs["base"], storage=storage, manifest=manifest), cluster
     ).outputs["model"]
     with dsl.ParallelFor(items=trainings.output, parallelism=cluster.parallel_trainings) as training:
-        given = {
-            "recipe": training.recipe,
-            "storage": storage,
-            "algorithm": training.algorithm,
-            "seed": training.seed,
-            "variant": training.variant,
-            "manifest": manifest,
-            "base": base,
-        }
-        if cluster.nodes > 1:
-            run = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
-            task = as_launcher(train_on_nodes(**given, image=image("train"), run=run), cluster)
-        else:
-            task = for_training(train(**given), cluster)
-        policy = task.outputs["policy"]
+        policy = train_one(training, storage, cluster, manifest=manifest, base=base)
     # Collected is changed by its use: one for each reader.
     scores = for_evaluation(
         evaluate(
@@ -50,3 +36,22 @@ def train_all(resolved: dsl.PipelineTask, storage: Any, cluster: Cluster, varian
             recipe=recipe, storage=storage, manifest=manifest, policies=dsl.Collected(policy), scores=scores
         )
     )
+
+
+def train_one(training: Any, storage: Any, cluster: Cluster, *, manifest: Any, base: Any) -> Any:
+    """One iteration of the fan-out: in a pod, or over several nodes when the recipe asks for them."""
+    given = {
+        "recipe": training.recipe,
+        "storage": storage,
+        "algorithm": training.algorithm,
+        "seed": training.seed,
+        "variant": training.variant,
+        "manifest": manifest,
+        "base": base,
+    }
+    if cluster.nodes > 1:
+        run = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
+        task = as_launcher(train_on_nodes(**given, image=image("train"), run=run), cluster)
+    else:
+        task = for_training(train(**given), cluster)
+    return task.outputs["policy"]

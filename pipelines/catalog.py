@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from appo.config import Cluster
 
-NAMES = ("compare_policies", "train_and_evaluate", "ablation")
+NAMES = ("compare_policies", "train_and_evaluate", "ablation", "retrain")
 
 
 class UnknownPipeline(ValueError):

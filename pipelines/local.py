@@ -31,6 +31,9 @@ DOING = {
     "base_model": "the weights that every training starts from",
     "train": "reinforcement learning",
     "evaluate": "generate and score with one engine for all checkpoints",
+    "gate": "is there new data?",
+    "evaluate_challenger": "challenger and champion on the same questions",
+    "promote": "who is used from now on",
     "compare": "means over seeds, ratios, report, MLflow",
 }
 # Printed by the command itself, after everything else.

@@ -89,7 +89,7 @@ def test_recipe_shown_in_full_is_the_same_recipe(tmp_path: Path) -> None:
         (["pipeline", "run", "-r", "demo", "--data", "missing.json"], ["missing.json", "no such file"]),
         (["pipeline", "run", "-r", "demo", "-p", "compare"], ["compare", "compare_policies"]),
         (["pipeline", "compile", "nothing"], ["nothing", "compare_policies"]),
-        (["evaluate", "-r", "demo", "-o", "out", "-c", "checkpoint"], ["NAME=PATH"]),
+        (["evaluate", "-r", "demo", "-o", "out", "-c", "a=checkpoint"], ["--manifest"]),
         (["train", "-r", "demo", "-m", "m.jsonl", "-o", "out"], ["model.path", "--model"]),
         (["ui", "-f", "nowhere"], ["nowhere", "pipeline run"]),
     ],

@@ -1,0 +1,69 @@
+"""New data -> a challenger, and a champion that changes only on evidence. Meant for a schedule."""
+
+from typing import List  # noqa: UP035 - KFP reads these annotations
+
+from kfp import dsl
+
+from appo.config import Cluster
+from components import assemble, base_model, evaluate_challenger, gate, plan_trainings, promote, validate
+from pipelines.blocks import train_one
+from pipelines.pods import always, for_evaluation, for_training, light
+
+# As in train_and_evaluate: a drop-down.
+CHOICES = {"algorithm": ["grpo", "dapo", "appo", "pa_grpo"]}
+
+
+def retrain(cluster: Cluster) -> dsl.base_component.BaseComponent:
+    """The graph with the pods that `cluster` asks for."""
+
+    @dsl.pipeline(name="retrain", display_name="Retrain, and promote on evidence")
+    def graph(
+        algorithm: str = "appo",
+        margin: float = 0.01,
+        recipe: str = "demo",
+        overrides: List[str] = [],  # noqa: B006, UP006
+        storage: str = "s3://appo/runs",
+    ):
+        """Train a challenger when the data changed, and promote it only when it is better beyond the seeds'
+        noise.
+
+        Args:
+            algorithm: What to train with.
+            margin: By how much accuracy (0 to 1) a challenger must be better, beyond the noise of the seeds.
+            recipe: Name of a shipped recipe (appo recipe list), or the text of one in YAML or JSON.
+            overrides: Values to change, such as ["training.seeds=[0, 1, 2]"].
+            storage: Folder or s3:// prefix below which all files of the run lie.
+        """
+        resolved = always(light(validate(recipe=recipe, overrides=overrides, algorithm=algorithm)))
+        checked = resolved.outputs["recipe"]
+        manifest = light(assemble(recipe=resolved.outputs["assembly"], storage=storage)).outputs["manifest"]
+        found = always(light(gate(recipe=checked, storage=storage, manifest=manifest)))
+        with dsl.If(found.outputs["Output"] == "train", name="new-data"):
+            trainings = light(plan_trainings(recipe=checked))
+            base = for_training(
+                base_model(recipe=resolved.outputs["base"], storage=storage, manifest=manifest), cluster
+            ).outputs["model"]
+            with dsl.ParallelFor(items=trainings.output, parallelism=cluster.parallel_trainings) as training:
+                policy = train_one(training, storage, cluster, manifest=manifest, base=base)
+            scores = for_evaluation(
+                evaluate_challenger(
+                    recipe=checked,
+                    storage=storage,
+                    manifest=manifest,
+                    champion=found.outputs["champion"],
+                    policies=dsl.Collected(policy),
+                ),
+                cluster,
+            ).outputs["scores"]
+            light(
+                promote(
+                    recipe=checked,
+                    storage=storage,
+                    margin=margin,
+                    manifest=manifest,
+                    policies=dsl.Collected(policy),
+                    scores=scores,
+                )
+            )
+
+    return graph
