@@ -206,7 +206,7 @@ def attention_figure(analysis: Analysis, pictures: Pictures) -> Figure | None:
         caption = (
             f"{method.name}, seed {group.get('seed', '?')}, after step {group.get('step', '?')}, on "
             f"a held-out question. "
-            "Darker: more attention, averaged over heads and the last layers. Framed: crucial frames "
+            "Darker: more attention, averaged over heads and the layers read. Framed: crucial frames "
             "ψ′. ★: the frame "
             "where the answer truly shows. Right: the token's weight W. The group is the first in "
             "the file that holds "

@@ -82,6 +82,7 @@ def line_chart(
         highs += [factor * (m + s) for m, s in zip(curve.mean, spread, strict=True)]
     y_ticks = ticks(min(lows), max(highs))
     x_ticks = ticks(0, max(float(curve.steps[-1]) for curve in bands.values()), 6)
+    x_ticks = [tick for tick in x_ticks if tick == int(tick)]  # there is no half step
     x = Scale(x_ticks[0], x_ticks[-1], left, width - right)
     y = Scale(y_ticks[0], y_ticks[-1], height - bottom, top)
     body = _axes(x, y, x_ticks, y_ticks, "step", y_label, width, height, bottom)
@@ -185,7 +186,8 @@ def dot_plot(
     for summary in summaries.values():
         everything += [factor * (summary.mean + sign * (summary.std or 0.0)) for sign in (-1, 1)]
     low, high = min(everything), max(everything)
-    pad = 0.08 * ((high - low) or 1.0)
+    # Without a least width a difference of nothing would fill the picture.
+    pad = max(0.08 * (high - low), 2.0 if percent else 0.05 * abs(high))
     x_ticks = ticks(max(0.0, low - pad), min(100.0, high + pad) if percent else high + pad, 6)
     x = Scale(x_ticks[0], x_ticks[-1], left, width - right)
     base = height - 46
