@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from appo.config import Data, Video
-from appo.data.frames import decode_image, list_shards, open_shard
+from appo.data.frames import decode_image, list_rows
 from appo.data.media import MediaRoot, Medium, RootError
 from appo.data.shards import SHARD_BYTES, SHARD_ROWS, EncodedFrames, encode, shard_bytes, shard_name
 from appo.data.video import VideoError, VideoFrames, decode_bytes, decode_video
@@ -152,7 +152,7 @@ def still(pixels: object) -> VideoFrames:
 
 def stored_keys(place: str) -> set[str]:
     """Hashes of the files whose frames are in the shards at `place`."""
-    return {key for shard in list_shards(place) for key in open_shard(shard).read(["key"])["key"].to_pylist()}
+    return {key for _, keys, _ in list_rows(place) for key in keys}
 
 
 def _journal_key(item: Item, medium: Medium) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +20,7 @@ from appo.config import Recipe, Video
 from appo.data.manifest import Manifest, ManifestError
 from appo.data.media import MediaRoot, Medium
 from appo.data.schema import VideoSample
-from appo.data.shards import ROW_GROUP_BYTES, EncodedFrames, decode, row_from
+from appo.data.shards import ROW_GROUP_BYTES, EncodedFrames, decode, row_from, shard_index
 from appo.data.video import VideoError, VideoFrames, decode_bytes, decode_video, fit_size, resize
 from appo.storage import StorageError, is_s3, open_binary
 
@@ -85,7 +87,7 @@ class ShardFrames:
 
     def __init__(self, place: str):
         self._place = place
-        self._rows: dict[str, tuple[str, int, int]] = {}  # key -> shard, row group, row within the group
+        self._rows: dict[str, tuple[str, int]] = {}  # key -> shard, row group
         self._kept: OrderedDict[str, EncodedFrames] = OrderedDict()
         self._kept_bytes = 0
         self._list()
@@ -119,7 +121,7 @@ class ShardFrames:
             raise VideoError(
                 name, f"its frames (sha256 {key[:12]}...) are not in {self._place}; assemble again"
             )
-        shard, group, _ = self._rows[key]
+        shard, group = self._rows[key]
         wanted = None
         # Neighbours of the row group come along for free when they are small.
         for record in _kept_open(shard).read_row_group(group).to_pylist():
@@ -141,14 +143,22 @@ class ShardFrames:
             self._kept_bytes -= dropped.nbytes
 
     def _list(self) -> None:
-        known = {shard for shard, _, _ in self._rows.values()}
-        for shard in list_shards(self._place):
-            if shard in known:
-                continue
-            file = open_shard(shard)
-            for group in range(file.num_row_groups):
-                for at, key in enumerate(file.read_row_group(group, columns=["key"])["key"].to_pylist()):
-                    self._rows.setdefault(key, (shard, group, at))
+        known = {shard for shard, _ in self._rows.values()}
+        for shard, keys, each in list_rows(self._place, skip=known):
+            for at, key in enumerate(keys):
+                self._rows.setdefault(key, (shard, at // each))
+
+
+def list_rows(place: str, *, skip: Collection[str] = ()) -> Iterator[tuple[str, list[str], int]]:
+    """(shard, its keys in order, rows in a row group) for each shard at `place` but those in `skip`."""
+    shards = [shard for shard in list_shards(place) if shard not in skip]
+    with ThreadPoolExecutor(8 if is_s3(place) else 1) as pool:  # the time goes into waiting for S3
+        for shard, (keys, each) in zip(shards, pool.map(_read_index, shards), strict=True):
+            yield shard, keys, each
+
+
+def _read_index(shard: str) -> tuple[list[str], int]:
+    return shard_index(open_shard(shard))
 
 
 def list_shards(place: str) -> list[str]:

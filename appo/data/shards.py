@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT_VERSION = 1
+KEYS_FIELD = b"appo.keys"
 MAX_IMAGE_PIXELS = 1 << 24  # of one stored image: decoding needs three times as many bytes at once
 ROW_GROUP_BYTES = 1 << 20  # what reading one video touches
 SHARD_ROWS, SHARD_BYTES = 128, 64 << 20  # what an interruption can lose
@@ -152,20 +153,29 @@ def shard_bytes(rows: Sequence[EncodedFrames]) -> bytes:
     import pyarrow.parquet as pq
 
     schema = shard_schema()
+    each = max(1, ROW_GROUP_BYTES // max(1, max(row.nbytes for row in rows)))
+    # The keys stand in the footer: to list a shard in S3 takes one small read, not one for each row group.
+    index = json.dumps({"keys": [row.key for row in rows], "rows_per_group": each})
+    schema = schema.with_metadata({**(schema.metadata or {}), KEYS_FIELD: index})
     table = pa.Table.from_pylist(
         [{name: getattr(row, name) for name in schema.names} for row in rows], schema
     )
-    largest = max(1, max(row.nbytes for row in rows))
     out = io.BytesIO()
     pq.write_table(
         table,
         out,
-        row_group_size=max(1, ROW_GROUP_BYTES // largest),
+        row_group_size=each,
         compression="NONE",  # the images are compressed already
         use_dictionary=False,
         write_page_checksum=True,
     )
     return out.getvalue()
+
+
+def shard_index(file: Any) -> tuple[list[str], int]:
+    """(keys in order of rows, rows in a row group) of an open `pyarrow.parquet.ParquetFile`."""
+    index = json.loads(file.metadata.metadata[KEYS_FIELD])
+    return index["keys"], index["rows_per_group"]
 
 
 def row_from(record: dict[str, Any]) -> EncodedFrames:
