@@ -144,6 +144,14 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise PredictionError(f"{path}: is not UTF-8: {error}") from error
 
 
+def _line(record: Mapping[str, Any]) -> str:
+    """One line of readable JSON, also for readers that take Unicode's other line ends for one."""
+    text = json.dumps(record, ensure_ascii=False)
+    for sign in "\x85\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
 class PredictionLog:
     """The file of one run over one benchmark: opened to append, continued where it stopped.
 
@@ -167,7 +175,7 @@ class PredictionLog:
                 file.truncate(whole)
         if whole == 0:
             return
-        lines = data[:whole].decode("utf-8").splitlines()
+        lines = data[:whole].decode("utf-8").split("\n")
         try:
             found, *records = [json.loads(line) for line in lines if line.strip()]
         except json.JSONDecodeError as error:
@@ -195,7 +203,7 @@ class PredictionLog:
         self._write(record)
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.write(_line(record) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -208,5 +216,5 @@ class PredictionLog:
         """Replace the file by header and these records, whole: equal runs end in equal bytes, whatever the
         order in which items finished."""
         self.close()
-        lines = [json.dumps(record, ensure_ascii=False) for record in [self.header, *records]]
+        lines = [_line(record) for record in [self.header, *records]]
         write_atomic(self.path, "\n".join(lines) + "\n")

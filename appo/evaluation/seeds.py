@@ -61,5 +61,5 @@ def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _records(path: Path) -> dict[str, dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    lines = path.read_text(encoding="utf-8").split("\n")[1:-1]
     return {record["id"]: record for record in map(json.loads, lines)}

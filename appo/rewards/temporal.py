@@ -95,10 +95,14 @@ def span_scores(predicted: Span, true: Sequence[Span]) -> SpanScores:
     """One predicted span against each true one, as NExT-GQA's `get_tIoU` computes it; the maxima, from 0.
 
     IoU here is intersection over the hull of the two. A span of zero length scores IoU 0, and IoP 1 when it
-    lies inside a true span: the published script does so; a benchmark that wants otherwise must say so.
+    lies inside a true span: the published script does so; a benchmark that wants otherwise must say so. A span
+    that ends before it starts scores 0.
     """
     best_iou = best_iop = 0.0
     start, end = predicted
+    if end < start:
+        # Two negative lengths would make an IoP of up to 1.
+        return SpanScores(0.0, 0.0)
     for true_start, true_end in true:
         inter = min(end, true_end) - max(start, true_start)
         hull = max(end, true_end) - min(start, true_start)

@@ -118,39 +118,49 @@ def test_architectures_are_told_apart(lab, tmp_path):
     assert not same_architecture(lab.first, str(other))
 
 
-def test_a_dead_engine_keeps_what_is_done_and_says_how_to_continue(small_set, tmp_path, monkeypatch):
+class Borrowed:
+    """The shared engine for a whole evaluation: starting another would cost ten seconds and show nothing new."""
+
+    def __init__(self, lab):
+        self._engine = lab.vllm
+        self.load, self.generate = lab.vllm.load, lab.vllm.generate
+
+    def close(self):
+        pass
+
+
+def test_a_dead_engine_keeps_what_is_done_and_says_how_to_continue(lab, small_set, tmp_path, monkeypatch):
     """A real engine whose step fails after some responses, as it does when the device runs out of memory."""
     import appo.evaluation.run as run
 
-    recipe = small_set.recipe()
+    lab.vllm.load(lab.first)
+    monkeypatch.setattr(run, "start_engine", lambda *_: Borrowed(lab))
     arguments = {
-        "checkpoints": {"a": str(small_set.models[0])},
+        "checkpoints": {"a": lab.first},
         "manifest_path": small_set.manifest,
         "progress": False,
     }
-    whole = run.evaluate(recipe, out=tmp_path / "whole", **arguments)
-    started = run.start_engine
+    whole = run.evaluate(lab.recipe, out=tmp_path / "whole", **arguments)
+    inner = lab.vllm.llm.llm_engine
+    real, seen = inner.step, [0]
 
-    def dying(*args):
-        engine = started(*args)
-        inner, real, seen = engine.llm.llm_engine, engine.llm.llm_engine.step, [0]
+    def step():
+        if seen[0] > 4:
+            raise RuntimeError("CUDA error: out of memory")
+        found = real()
+        seen[0] += sum(output.finished for output in found)
+        return found
 
-        def step():
-            found = real()
-            seen[0] += sum(output.finished for output in found)
-            if seen[0] > 4:
-                raise RuntimeError("CUDA error: out of memory")
-            return found
-
-        monkeypatch.setattr(inner, "step", step)
-        return engine
-
-    monkeypatch.setattr(run, "start_engine", dying)
-    with pytest.raises(EngineError, match=r"out of memory\n[1-9] finished responses are kept.*continue"):
-        run.evaluate(recipe, out=tmp_path / "cut", **arguments)
+    monkeypatch.setattr(inner, "step", step)
+    with pytest.raises(EngineError, match=r"(?s)out of memory\n[1-9] finished responses are kept.*continue"):
+        run.evaluate(lab.recipe, out=tmp_path / "cut", **arguments)
     kept = (tmp_path / "cut/a/key_moment.jsonl").read_text().splitlines()
     assert 1 < len(kept) < 13  # a header and some of the twelve
-    monkeypatch.setattr(run, "start_engine", started)
-    assert run.evaluate(recipe, out=tmp_path / "cut", **arguments) == whole
+    monkeypatch.setattr(inner, "step", real)
+    while (
+        inner.has_unfinished_requests()
+    ):  # the same process goes on with the engine; a real one would be gone
+        inner.step()
+    assert run.evaluate(lab.recipe, out=tmp_path / "cut", **arguments) == whole
     same = [tmp_path / folder / "a" / "key_moment.jsonl" for folder in ("cut", "whole")]
     assert same[0].read_bytes() == same[1].read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
     else:
         numbered = (
             (f"{path}, line {i}", parse_json(path, line, i))
-            for i, line in enumerate(text.splitlines(), 1)
+            for i, line in enumerate(text.split("\n"), 1)
             if line.strip()
         )
     for place, record in numbered:
@@ -47,7 +48,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
 
 def read_csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """(place, row) of a CSV file with a header line."""
-    reader = csv.DictReader(_text(path).splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     for row in reader:
         yield f"{path}, line {reader.line_num}", row
 

@@ -95,6 +95,7 @@ class NExTGQA(Benchmark):
         return letter, values
 
     def _official(self, spans: Sequence[Span], true: Sequence[Span]) -> SpanScores:
+        spans = [(start, end) for start, end in spans if start <= end]
         if not spans:
             return SpanScores(0.0, 0.0)
         if self.span_rule == "hull":

@@ -1,0 +1,100 @@
+"""How fast evaluation is against bare `LLM.generate`, as a ratio within one run.
+
+    python -m benchmarks.evaluation MODEL MANIFEST [--items 128] [--rounds 5]
+
+Both sides get the same prompts of the manifest's test split and decode alike. The bare side has them prepared
+beforehand, all at once in memory; `prepared` is our loop on those very prompts; `decoded` is the whole evaluation's
+path: frames read, processed and handed over while others are generated, responses written line by line. Rounds
+alternate, so that a busy machine slows both sides; the ratio is of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--items", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    print(json.dumps(measure(**vars(arguments)), indent=2))
+
+
+def measure(model: str, manifest: Path, *, recipe: str, items: int, rounds: int) -> dict[str, Any]:
+    """Seconds of each side by round, and the ratios bare / ours (1: as fast, above: faster)."""
+    from appo.config import load_recipe
+    from appo.data.progress import Silent
+    from appo.evaluation.engine import VLLMEngine
+    from appo.evaluation.predictions import PredictionLog
+    from appo.evaluation.prompts import PromptMaker, positions_model
+    from appo.evaluation.run import Task, fill, load_processor
+    from appo.evaluation.sets import open_sets
+    from appo.modeling.vllm_inputs import engine_input
+
+    settings = load_recipe(recipe, [f"evaluation.limit={items}"])
+    (opened,) = open_sets(settings, manifest)
+    processor = load_processor(model)
+    maker = PromptMaker(processor, positions_model(model))
+    engine = VLLMEngine(settings, model, processor)
+    samples = opened.benchmark.items
+    prompts = [maker.make(sample, opened.frames, opened.template) for sample in samples]
+    inputs = [engine_input(prompt) for prompt in prompts]
+
+    def bare() -> None:
+        engine.llm.generate(inputs, engine.sampling(0), use_tqdm=False)
+
+    class Prepared:
+        def __init__(self) -> None:
+            self._left = iter(zip((sample.id for sample in samples), prompts, strict=True))
+
+        def take(self, *, wait: bool) -> Any:
+            return next(self._left, None)
+
+    def prepared() -> None:
+        assert sum(1 for _ in engine.generate(Prepared(), seed=0)) == len(samples)
+
+    def decoded() -> None:
+        fresh = PromptMaker(processor, positions_model(model))
+        with tempfile.TemporaryDirectory() as folder:
+            log = PredictionLog(Path(folder) / "p.jsonl", {})
+            task = Task("model", model, opened, 0, log)
+            fill(settings, replace(task), engine, fresh, Silent())
+            log.close()
+            assert len(log.records) == len(samples)
+
+    sides = {"bare": bare, "prepared": prepared, "decoded": decoded}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):  # the first warms up
+        for name, side in sides.items():
+            engine.llm.reset_prefix_cache()
+            engine.llm.llm_engine.reset_encoder_cache()
+            began = time.perf_counter()
+            side()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    engine.close()
+    return {
+        "items": len(samples),
+        "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
+        "items_per_second": {name: round(len(samples) / value, 1) for name, value in median.items()},
+        "ratio_prepared": round(median["bare"] / median["prepared"], 3),
+        "ratio_decoded": round(median["bare"] / median["decoded"], 3),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Whole evaluations: stopped and continued, several seeds, several processes, videos that fail."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import appo.evaluation.run as run
+from appo.data.video import VideoError
+from appo.evaluation.engine import EngineError, Generation
+from appo.evaluation.predictions import PredictionError
+
+
+class Scripted:
+    """Not an engine: answers by rule, so that what surrounds engines can be tested in milliseconds. Real engines
+    are in test_engine.py."""
+
+    def __init__(self, recipe, path, processor):
+        self.path = path
+
+    def load(self, path):
+        self.path = path
+
+    def generate(self, prompts, *, seed):
+        held = []
+        while (taken := prompts.take(wait=True)) is not None:
+            held.append(taken)
+        for name, prompt in reversed(held):  # finishing in another order than asked
+            letter = "ABCD"[(sum(name.encode()) + seed * (name[-1] == "3") + len(self.path)) % 4]
+            yield (
+                name,
+                Generation(f"<think>\u2028</think><answer>{letter}</answer>", "stop", 3, len(prompt.ids)),
+            )
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    monkeypatch.setattr(run, "start_engine", Scripted)
+
+
+def evaluate(small_set, out, *overrides, names=("a", "b")):
+    checkpoints = dict(zip(names, map(str, small_set.models), strict=False))
+    return run.evaluate(
+        small_set.recipe(*overrides),
+        checkpoints=checkpoints,
+        manifest_path=small_set.manifest,
+        out=out,
+        progress=False,
+    )
+
+
+@pytest.mark.usefixtures("scripted")
+def test_files_are_in_item_order_with_everything_a_table_needs(small_set, tmp_path):
+    results = evaluate(small_set, tmp_path)
+    header, *records = [
+        json.loads(line) for line in (tmp_path / "a/key_moment.jsonl").read_text().splitlines()
+    ]
+    assert header["kind"] == "header"
+    assert header["decoding"]["top_k"] == 1
+    assert [record["id"] for record in records] == [
+        f"key_moment/test/{index:05d}" for index in range(12)
+    ] or [record["id"] for record in records] == [
+        item.id for item in run.open_sets(small_set.recipe(), small_set.manifest)[0].benchmark.items
+    ]
+    assert len(records) == 12
+    for key in ("prompt", "response", "finish_reason", "tokens", "timestamps_s", "parsed", "answer", "score"):
+        assert key in records[0]
+    assert len(records[0]["timestamps_s"]) == 16
+    assert results["a"]["key_moment"]["accuracy"] == sum(record["score"] for record in records) / 12
+    assert json.loads((tmp_path / "b/key_moment.metrics.json").read_text()) == results["b"]["key_moment"]
+
+
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize("kept", [0, 1, 5, 12])
+def test_stopping_after_any_item_changes_nothing(small_set, tmp_path, kept):
+    whole = evaluate(small_set, tmp_path / "whole", names=("a",))
+    lines = (tmp_path / "whole/a/key_moment.jsonl").read_bytes().split(b"\n")
+    cut = tmp_path / "cut/a/key_moment.jsonl"
+    cut.parent.mkdir(parents=True)
+    cut.write_bytes(b"\n".join(lines[: kept + 1]) + b"\n" + lines[kept][:20])
+    assert evaluate(small_set, tmp_path / "cut", names=("a",)) == whole
+    assert cut.read_bytes() == (tmp_path / "whole/a/key_moment.jsonl").read_bytes()
+
+
+def test_a_finished_evaluation_starts_no_engine(small_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "start_engine", Scripted)
+    first = evaluate(small_set, tmp_path)
+    monkeypatch.setattr(run, "start_engine", None)
+    assert evaluate(small_set, tmp_path) == first
+
+
+@pytest.mark.usefixtures("scripted")
+def test_other_settings_or_weights_are_not_mixed_into_a_file(small_set, tmp_path):
+    evaluate(small_set, tmp_path, names=("a",))
+    with pytest.raises(PredictionError, match=r"other settings \(decoding\)"):
+        evaluate(small_set, tmp_path, "evaluation.temperature=0.5", names=("a",))
+    with pytest.raises(PredictionError, match=r"other settings \(weights\)"):
+        evaluate(small_set, tmp_path, names=("x", "a"))
+
+
+@pytest.mark.usefixtures("scripted")
+def test_seeds_give_mean_deviation_and_agreement(small_set, tmp_path):
+    found = evaluate(small_set, tmp_path, "evaluation.seeds=3", names=("a",))["a"]["key_moment"]
+    single = [
+        json.loads((tmp_path / f"a/seeds/{seed}/key_moment.metrics.json").read_text())["accuracy"]
+        for seed in range(3)
+    ]
+    mean = sum(single) / 3
+    assert found["accuracy"] == pytest.approx(mean)
+    assert found["accuracy/std"] == pytest.approx((sum((s - mean) ** 2 for s in single) / 2) ** 0.5)
+    lines = [json.loads(line) for line in (tmp_path / "a/key_moment.seeds.jsonl").read_text().splitlines()]
+    differing = [line["id"] for line in lines if not line["agree"]]
+    assert differing == [line["id"] for line in lines if line["id"].endswith("3")]
+    assert found["agreement"] == pytest.approx(1 - len(differing) / 12)
+
+
+@pytest.mark.usefixtures("scripted")
+def test_failing_videos_are_counted_named_and_stop_the_run_above_the_rate(small_set, tmp_path, monkeypatch):
+    from appo.evaluation.prompts import PromptMaker
+
+    make = PromptMaker.make
+
+    def failing(self, sample, frames, template):
+        if sample.id.endswith("2"):
+            raise VideoError(sample.video, "is empty (0 bytes)")
+        return make(self, sample, frames, template)
+
+    monkeypatch.setattr(PromptMaker, "make", failing)
+    with pytest.raises(VideoError, match=r"is empty.*; \d of 12 items of key_moment have no video"):
+        evaluate(small_set, tmp_path, names=("a",))
+    metrics = evaluate(small_set, tmp_path, "data.max_reject_rate=0.5", names=("a",))["a"]["key_moment"]
+    assert metrics["missing_rate"] > 0
+    records = [json.loads(line) for line in (tmp_path / "a/key_moment.jsonl").read_text().splitlines()[1:]]
+    assert {r["id"][-1] for r in records if r.get("error")} == {"2"}
+    monkeypatch.setattr(PromptMaker, "make", make)  # the file is back: the items are tried again
+    assert evaluate(small_set, tmp_path, names=("a",))["a"]["key_moment"]["missing_rate"] == 0.0
+
+
+@pytest.mark.slow
+def test_processes_merge_to_the_bytes_of_one(small_set, tmp_path):
+    """Real processes with transformers; then a part that a killed run left is taken in by a run with another count."""
+    one = evaluate(small_set, tmp_path / "one", "evaluation.engine=transformers", names=("a",))
+    file = tmp_path / "one/a/key_moment.jsonl"
+    whole = file.read_bytes()
+    lines = whole.split(b"\n")
+    out = tmp_path / "two/a"
+    out.mkdir(parents=True)
+    (out / "key_moment.part1of5.jsonl").write_bytes(b"\n".join(lines[:5]) + b"\n" + lines[5][:9])
+    both = ("evaluation.engine=transformers", "evaluation.data_parallel=2")
+    assert evaluate(small_set, tmp_path / "two", *both, names=("a",)) == one
+    assert (out / "key_moment.jsonl").read_bytes() == whole
+    assert sorted(path.name for path in out.iterdir()) == ["key_moment.jsonl", "key_moment.metrics.json"]
+
+
+@pytest.mark.slow
+def test_a_failing_process_is_reported_and_nothing_finished_is_lost(small_set, tmp_path):
+    settings = ("evaluation.engine=transformers", "evaluation.data_parallel=2", "evaluation.max_model_len=20")
+    with pytest.raises(EngineError, match=r"(?s)process 0 of 2 ended with 1: .*max_model_len=20.*continue"):
+        evaluate(small_set, tmp_path, *settings, names=("a",))
