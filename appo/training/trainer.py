@@ -21,7 +21,7 @@ from appo.config import Recipe
 from appo.modeling import features, loading
 from appo.modeling.inputs import PromptInputs
 from appo.policy import PolicySettings
-from appo.policy.advantages import token_advantages
+from appo.policy.advantages import informative_groups, token_advantages
 from appo.policy.spans import tag_masks, token_bytes
 from appo.training.perceiving import Perceiver
 from appo.training.phases import Phases
@@ -133,7 +133,10 @@ class VideoGRPOTrainer(GRPOTrainer):
             seeds=[self._seed(first + place) for place in range(len(inputs))],
         )
         self._rows = list(range(len(inputs)))
-        return super()._generate_and_score_completions(inputs)
+        output = super()._generate_and_score_completions(inputs)
+        # Rounding of an equal group's mean, divided by TRL's 1e-4, would be a gradient.
+        output["advantages"][self.rollouts.equal] = 0.0
+        return output
 
     def _advantages_by_stream(self, num_tokens: int) -> Tensor:
         """PA-GRPO: every token takes the advantage of the stream that its tag names; (B, N)."""
@@ -201,6 +204,10 @@ class VideoGRPOTrainer(GRPOTrainer):
             gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         first = self.accelerator.process_index * len(prompts)
         local = gathered[first : first + len(prompts)]
+        total = (gathered * self.reward_weights.to(gathered.device)).nansum(dim=1)
+        total = total.masked_fill(gathered.isnan().all(dim=1), torch.nan)
+        equal = ~informative_groups(total, self.num_generations).repeat_interleave(self.num_generations)
+        self.rollouts.equal = equal[first : first + len(prompts)]
         self.rollouts.rewards = {name: local[:, i] for i, name in enumerate(self.reward_func_names)}
         self.rollouts.texts = [completion[0]["content"] for completion in completions]
         return gathered

@@ -88,7 +88,10 @@ def test_a_half_written_checkpoint_is_never_resumed_from(bench: Bench):
     assert summary.resumed_from == 1
 
 
-@pytest.mark.parametrize("reward", [0.0, 1.0, None], ids=["all wrong", "all right", "no reward at all"])
+# 0.7 has no exact mean in float32: what is left of it, over TRL's 1e-4, was a gradient once.
+@pytest.mark.parametrize(
+    "reward", [0.0, 0.7, 1.0, None], ids=["all wrong", "all partly right", "all right", "no reward at all"]
+)
 def test_groups_without_differences_leave_the_weights_alone(bench: Bench, monkeypatch, reward):
     monkeypatch.setattr("appo.training.rewarding.reward_functions", lambda _: {"accuracy": lambda *_: reward})
     bench.train("appo", name="run")
