@@ -218,7 +218,9 @@ def _learned(analysis: Analysis, *, least: float = 0.10) -> str:
     short = [name for name, gain in gains.items() if gain < least]
     if short:
         names = ", ".join(short)
-        return f"{names} gained less than {100 * least:.0f} points over the start: no learning is shown there."
+        return (
+            f"{names} gained less than {100 * least:.0f} points over the start: no learning is shown there."
+        )
     lowest = int(100 * min(gains.values()))  # downwards: "at least" must hold
     return f"They learned: each gained at least {lowest} points of held-out accuracy over the start."
 

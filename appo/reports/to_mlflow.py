@@ -14,6 +14,7 @@ from typing import Any
 
 from appo.config import Recipe
 from appo.reports.analysis import Analysis, Method
+from appo.reports.models import log_model_scores, register_best
 from appo.reports.results import Item, TrainingResult
 from appo.reports.statistics import SeedSummary
 from appo.tracking.provenance import comparison_digest, parameters, provenance_tags
@@ -80,6 +81,7 @@ def _log_seeds(analysis: Analysis, client: Any, experiment_id: str) -> set[str]:
     from mlflow.entities import Metric
 
     parents: set[str] = set()
+    models: dict[str, str] = {}
     now = _now_ms()
     for method in analysis.methods:
         own: set[str] = set()
@@ -97,6 +99,9 @@ def _log_seeds(analysis: Analysis, client: Any, experiment_id: str) -> set[str]:
             }
             if scores:
                 client.log_batch(run_id, metrics=[Metric(k, v, now, 0) for k, v in scores.items()])
+                digest = analysis.manifest_digest
+                if model_id := log_model_scores(client, run, scores, manifest_digest=digest):
+                    models[training.name] = model_id
             _log_predictions(analysis, client, run_id, method.label, training.seed)
             parent = run.data.tags.get("mlflow.parentRunId")
             # An injected run's parent is the pipeline's, shared by all algorithms: no place for one's mean.
@@ -110,6 +115,7 @@ def _log_seeds(analysis: Analysis, client: Any, experiment_id: str) -> set[str]:
                 )
             client.log_batch(parent, metrics=[Metric(k, v, now, 0) for k, v in values.items()])
         parents |= own
+    register_best(client, analysis, models, name=f"{analysis.recipe.tracking.experiment}-best")
     return parents
 
 

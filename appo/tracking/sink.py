@@ -21,6 +21,12 @@ _METRICS_A_CALL, _PARAMS_A_CALL, _TAGS_A_CALL = 900, 90, 90
 _PARAM_CHARS, _TAG_CHARS = 6000, 5000
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 DELETED = "deleted"
+# Without a kind MLflow's pages open on traces and prompts; this one opens on runs and curves.
+_EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "One run per algorithm, with a child per seed. Means over seeds stand on the parent runs "
+    "(_mean, _std with n-1, _n); the report is an artifact of the run called comparison.",
+}
 
 
 class Refused(RuntimeError):
@@ -136,7 +142,11 @@ class MlflowSink:
                 root = self._artifact_root
                 location = (root / self.experiment).absolute().as_uri() if root else None
                 try:
-                    return str(client.create_experiment(self.experiment, artifact_location=location))
+                    return str(
+                        client.create_experiment(
+                            self.experiment, artifact_location=location, tags=_EXPERIMENT_TAGS
+                        )
+                    )
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise

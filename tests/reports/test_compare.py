@@ -209,6 +209,7 @@ def test_means_reach_mlflow_on_the_parents_and_predictions_on_the_children(tmp_p
     for run in runs:
         summary = json.loads((run / "summary.json").read_text())
         digest = summary["manifest_digest"]
+        (run / "checkpoint").mkdir()
         with start_training(
             recipe,
             tmp_path,
@@ -248,6 +249,20 @@ def test_means_reach_mlflow_on_the_parents_and_predictions_on_the_children(tmp_p
     assert listed == {"completions.json", "predictions/key_moment.json"}
     comparisons = client.search_runs([experiment], "tags.`appo.role` = 'comparison'")
     assert {a.path for a in client.list_artifacts(comparisons[0].info.run_id)} >= {"report.html", "report.md"}
+
+    # Each checkpoint is a model with its score, and the best one is registered, once.
+    models = client.search_logged_models(
+        [experiment], order_by=[{"field_name": "metrics.`key_moment/accuracy`"}]
+    )
+    assert len(models) == 4
+    (version,) = client.search_model_versions("name = 'demo-best'")
+    best = client.get_model_version_by_alias("demo-best", "best")
+    top = max(a for m in numbers.values() for a in m["accuracy_by_seed"]["key_moment"].values())
+    assert best.version == version.version
+    assert float(best.tags["key_moment.accuracy"]) == pytest.approx(top, abs=1e-6)
+    assert Path(best.source).parent.name == best.tags["appo.checkpoint"]
+    scores = [m.value for model in models for m in model.metrics if m.key == "key_moment/accuracy"]
+    assert max(scores) == pytest.approx(top, abs=1e-12)
 
     # From the experiment alone, in another folder, the same comparison comes out again.
     fetched = fetch_experiment("demo", tmp_path / "elsewhere", recipe=recipe, run_dir=tmp_path)
