@@ -30,7 +30,7 @@ FORMAT_VERSION = 1
 KEYS_FIELD = b"appo.keys"
 MAX_IMAGE_PIXELS = 1 << 24  # of one stored image: decoding needs three times as many bytes at once
 ROW_GROUP_BYTES = 1 << 20  # what reading one video touches
-SHARD_ROWS, SHARD_BYTES = 128, 64 << 20  # what an interruption can lose
+SHARD_ROWS, SHARD_BYTES = 128, 32 << 20  # what an interruption can lose
 
 
 @dataclass(frozen=True, slots=True)
