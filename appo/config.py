@@ -268,7 +268,7 @@ class Cluster(Section):
     image_pull_secrets: tuple[str, ...] = ()
     deadline_hours: Annotated[float, Field(gt=0)] = 72.0
     parallel_trainings: Positive = 2
-    reuse_trainings: bool = Field(False, description="take equal trainings from Kubeflow's cache")
+    local: bool = Field(False, description="one machine: no retries, no exit handler; finished trainings are kept")
     retries: Annotated[int, Field(ge=0)] = Field(2, description="of a training or evaluation pod that failed")
 
 

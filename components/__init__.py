@@ -2,6 +2,7 @@
 
 from components.assemble import assemble
 from components.base_model import base_model
+from components.close import close
 from components.compare import compare
 from components.evaluate import evaluate
 from components.retrain import evaluate_challenger, gate, promote
@@ -12,6 +13,7 @@ from components.validate import plan_trainings, validate
 __all__ = [
     "assemble",
     "base_model",
+    "close",
     "compare",
     "evaluate",
     "evaluate_challenger",

@@ -8,7 +8,7 @@ from kfp import dsl
 
 from appo.config import Cluster
 from components import validate
-from pipelines.blocks import train_all
+from pipelines.blocks import CONFIG, closing, train_all
 from pipelines.pods import always, light
 
 # The paper's three strategies, and the ranges over which it calls K1 and K2 stable.
@@ -29,7 +29,7 @@ VARIANTS = [
 def ablation(cluster: Cluster) -> dsl.base_component.BaseComponent:
     """The graph with the pods that `cluster` asks for."""
 
-    @dsl.pipeline(name="ablation", display_name="Ablation of APPO's settings")
+    @dsl.pipeline(name="ablation", display_name="Ablation of APPO's settings", pipeline_config=CONFIG)
     def graph(
         recipe: str = "demo",
         overrides: List[str] = ["algorithms=[appo]"],  # noqa: B006, UP006
@@ -44,7 +44,8 @@ def ablation(cluster: Cluster) -> dsl.base_component.BaseComponent:
             variants: One "name: section.key=value ..." for each; data and model are the same for all.
             storage: Folder or s3:// prefix below which all files of the run lie.
         """
-        checked = validate(recipe=recipe, overrides=overrides, variants=variants)
-        train_all(always(light(checked)), storage, cluster, variants)
+        with closing(storage, cluster):
+            checked = validate(recipe=recipe, overrides=overrides, variants=variants)
+            train_all(always(light(checked)), storage, cluster, variants)
 
     return graph

@@ -1,13 +1,31 @@
 """The parts that several graphs share: from a checked recipe to a comparison."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from kfp import dsl
 
 from appo.config import Cluster
-from components import assemble, base_model, compare, evaluate, plan_trainings, train, train_on_nodes
+from components import assemble, base_model, close, compare, evaluate, plan_trainings, train, train_on_nodes
 from components.images import image
-from pipelines.pods import as_launcher, for_evaluation, for_training, light
+from pipelines.pods import always, as_launcher, for_evaluation, for_training, light
+
+# Argo's objects of a finished run; Kubeflow's own pages and MLflow keep what matters.
+CONFIG = dsl.PipelineConfig(
+    ttl_seconds_after_success=7 * 24 * 3600,
+    ttl_seconds_after_failure=30 * 24 * 3600,
+)
+
+
+def closing(storage: Any, cluster: Cluster) -> Any:
+    """Everything inside is followed by the exit handler.
+
+    Not on one machine: there the next attempt finds the journals itself, and nothing else runs below the
+    folder.
+    """
+    if cluster.local:
+        return nullcontext()
+    return dsl.ExitHandler(always(light(close(storage=storage))), name="run")
 
 
 def train_all(resolved: dsl.PipelineTask, storage: Any, cluster: Cluster, variants: Any = None) -> None:

@@ -59,7 +59,7 @@ def run(
         shutil.rmtree(folder)
     if resolved.tracking.uri is None:
         os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-    cluster = resolved.cluster.model_copy(update={"retries": 0, "reuse_trainings": True})
+    cluster = resolved.cluster.model_copy(update={"local": True})
     with Story() as story:
         run_graph(
             catalog.build(name, cluster),

@@ -40,8 +40,8 @@ def for_training(task: dsl.PipelineTask, cluster: Cluster) -> dsl.PipelineTask:
     it finished.
     """
     _heavy(task, cluster)
-    task.set_caching_options(cluster.reuse_trainings)
-    if cluster.retries:
+    task.set_caching_options(cluster.local)
+    if cluster.retries and not cluster.local:
         task.set_retry(num_retries=cluster.retries, backoff_duration="60s", backoff_factor=2.0)
     kubernetes.set_timeout(task, int(cluster.deadline_hours * 3600))
     return task
@@ -52,7 +52,7 @@ def as_launcher(task: dsl.PipelineTask, cluster: Cluster) -> dsl.PipelineTask:
     run.
     """
     light(task)
-    if cluster.retries:
+    if cluster.retries and not cluster.local:
         task.set_retry(num_retries=cluster.retries, backoff_duration="60s", backoff_factor=2.0)
     kubernetes.set_timeout(task, int(2 * cluster.deadline_hours * 3600) + 600)
     return task
@@ -67,6 +67,8 @@ def _common(task: dsl.PipelineTask) -> None:
     kubernetes.use_config_map_as_env(task, "appo-settings", {key: key for key in SETTINGS}, optional=True)
     for name, keys in SECRETS.items():
         kubernetes.use_secret_as_env(task, name, keys, optional=True)
+    # Kubeflow labels every pod with its run; MLflow's runs carry it as a tag.
+    kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     kubernetes.empty_dir_mount(task, "scratch", "/scratch")
 

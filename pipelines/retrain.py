@@ -6,7 +6,7 @@ from kfp import dsl
 
 from appo.config import Cluster
 from components import assemble, base_model, evaluate_challenger, gate, plan_trainings, promote, validate
-from pipelines.blocks import train_one
+from pipelines.blocks import CONFIG, closing, train_one
 from pipelines.pods import always, for_evaluation, for_training, light
 
 # As in train_and_evaluate: a drop-down.
@@ -16,7 +16,7 @@ CHOICES = {"algorithm": ["grpo", "dapo", "appo", "pa_grpo"]}
 def retrain(cluster: Cluster) -> dsl.base_component.BaseComponent:
     """The graph with the pods that `cluster` asks for."""
 
-    @dsl.pipeline(name="retrain", display_name="Retrain, and promote on evidence")
+    @dsl.pipeline(name="retrain", display_name="Retrain, and promote on evidence", pipeline_config=CONFIG)
     def graph(
         algorithm: str = "appo",
         margin: float = 0.01,
@@ -34,36 +34,40 @@ def retrain(cluster: Cluster) -> dsl.base_component.BaseComponent:
             overrides: Values to change, such as ["training.seeds=[0, 1, 2]"].
             storage: Folder or s3:// prefix below which all files of the run lie.
         """
-        resolved = always(light(validate(recipe=recipe, overrides=overrides, algorithm=algorithm)))
-        checked = resolved.outputs["recipe"]
-        manifest = light(assemble(recipe=resolved.outputs["assembly"], storage=storage)).outputs["manifest"]
-        found = always(light(gate(recipe=checked, storage=storage, manifest=manifest)))
-        with dsl.If(found.outputs["Output"] == "train", name="new-data"):
-            trainings = light(plan_trainings(recipe=checked))
-            base = for_training(
-                base_model(recipe=resolved.outputs["base"], storage=storage, manifest=manifest), cluster
-            ).outputs["model"]
-            with dsl.ParallelFor(items=trainings.output, parallelism=cluster.parallel_trainings) as training:
-                policy = train_one(training, storage, cluster, manifest=manifest, base=base)
-            scores = for_evaluation(
-                evaluate_challenger(
-                    recipe=checked,
-                    storage=storage,
-                    manifest=manifest,
-                    champion=found.outputs["champion"],
-                    policies=dsl.Collected(policy),
-                ),
-                cluster,
-            ).outputs["scores"]
-            light(
-                promote(
-                    recipe=checked,
-                    storage=storage,
-                    margin=margin,
-                    manifest=manifest,
-                    policies=dsl.Collected(policy),
-                    scores=scores,
+        with closing(storage, cluster):
+            resolved = always(light(validate(recipe=recipe, overrides=overrides, algorithm=algorithm)))
+            checked = resolved.outputs["recipe"]
+            assembled = light(assemble(recipe=resolved.outputs["assembly"], storage=storage))
+            manifest = assembled.outputs["manifest"]
+            found = always(light(gate(recipe=checked, storage=storage, manifest=manifest)))
+            with dsl.If(found.outputs["Output"] == "train", name="new-data"):
+                trainings = light(plan_trainings(recipe=checked))
+                base = for_training(
+                    base_model(recipe=resolved.outputs["base"], storage=storage, manifest=manifest), cluster
+                ).outputs["model"]
+                with dsl.ParallelFor(
+                    items=trainings.output, parallelism=cluster.parallel_trainings
+                ) as training:
+                    policy = train_one(training, storage, cluster, manifest=manifest, base=base)
+                scores = for_evaluation(
+                    evaluate_challenger(
+                        recipe=checked,
+                        storage=storage,
+                        manifest=manifest,
+                        champion=found.outputs["champion"],
+                        policies=dsl.Collected(policy),
+                    ),
+                    cluster,
+                ).outputs["scores"]
+                light(
+                    promote(
+                        recipe=checked,
+                        storage=storage,
+                        margin=margin,
+                        manifest=manifest,
+                        policies=dsl.Collected(policy),
+                        scores=scores,
+                    )
                 )
-            )
 
     return graph

@@ -6,7 +6,7 @@ from kfp import dsl
 
 from appo.config import Cluster
 from components import validate
-from pipelines.blocks import train_all
+from pipelines.blocks import CONFIG, closing, train_all
 from pipelines.pods import always, light
 
 # A drop-down in the form that starts a run. The compiled format knows it, the SDK's annotations do not yet.
@@ -16,7 +16,9 @@ CHOICES = {"algorithm": ["grpo", "dapo", "appo", "pa_grpo"]}
 def train_and_evaluate(cluster: Cluster) -> dsl.base_component.BaseComponent:
     """The graph with the pods that `cluster` asks for."""
 
-    @dsl.pipeline(name="train-and-evaluate", display_name="Train one algorithm and evaluate it")
+    @dsl.pipeline(
+        name="train-and-evaluate", display_name="Train one algorithm and evaluate it", pipeline_config=CONFIG
+    )
     def graph(
         algorithm: str = "appo",
         seed: int = 0,
@@ -33,7 +35,8 @@ def train_and_evaluate(cluster: Cluster) -> dsl.base_component.BaseComponent:
             overrides: Values to change, such as ["training.learning_rate=1e-6"].
             storage: Folder or s3:// prefix below which all files of the run lie.
         """
-        checked = validate(recipe=recipe, overrides=overrides, algorithm=algorithm, seed=seed)
-        train_all(always(light(checked)), storage, cluster)
+        with closing(storage, cluster):
+            checked = validate(recipe=recipe, overrides=overrides, algorithm=algorithm, seed=seed)
+            train_all(always(light(checked)), storage, cluster)
 
     return graph

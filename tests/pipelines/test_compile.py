@@ -84,7 +84,8 @@ def test_images_and_pods_follow_the_settings(tmp_path: Path) -> None:
 def test_nothing_takes_a_gpu_before_the_recipe_is_checked() -> None:
     for name in catalog.NAMES:
         pipeline, _ = spec(GOLDEN / f"{name}.yaml")
-        tasks = pipeline["root"]["dag"]["tasks"]
+        assert set(pipeline["root"]["dag"]["tasks"]) == {"exit-handler-1", "close"}
+        tasks = pipeline["components"]["comp-exit-handler-1"]["dag"]["tasks"]
 
         def before(task: str, tasks: dict = tasks) -> set[str]:
             direct = tasks[task].get("dependentTasks", [])

@@ -1,0 +1,58 @@
+"""The exit handler: what a killed pod left open is closed as failed; other pipelines' runs are left alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from appo.closing import close_runs
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from appo.config import load_recipe
+from appo.tracking import start_training
+
+storage = Path(sys.argv[1])
+place = storage / "abc" / "train" / sys.argv[2]
+tracker = start_training(
+    load_recipe("demo", [f"tracking.uri=sqlite:///{storage / 'mlflow.db'}"]), storage,
+    algorithm="appo", seed=0, model="base", manifest_digest=sys.argv[2], journals=place / "tracking",
+)
+tracker.log_metrics({"reward": 0.5}, step=1)
+assert tracker.run_id
+os._exit(137)
+"""
+
+
+@pytest.mark.slow
+def test_runs_of_killed_pods_are_closed_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    for run, name in (("this-run", "appo-seed0"), ("other-run", "appo-seed1")):
+        environment = {**os.environ, "KFP_RUN_ID": run}
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(tmp_path), name],
+            env=environment,
+            check=False,
+            capture_output=True,
+        )
+        assert done.returncode == 137, done.stderr.decode()[-2000:]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+    def states() -> dict[str, str]:
+        runs = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+        trainings = [run for run in runs if run.data.tags.get("appo.role") == "training"]
+        return {run.data.tags["appo.kfp_run_id"]: run.info.status for run in trainings}
+
+    assert states() == {"this-run": "RUNNING", "other-run": "RUNNING"}
+    monkeypatch.setenv("KFP_RUN_ID", "this-run")
+    outcomes = close_runs(str(tmp_path))
+    assert len(outcomes) == 1
+    assert states() == {"this-run": "FAILED", "other-run": "RUNNING"}
