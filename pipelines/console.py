@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-QUIET_INTERVAL_S = 15.0
+QUIET_INTERVAL_S = 20.0
 TAIL_LINES = 25
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
+_BAR = re.compile(r"\|?[━╸╺─█▉▊▋▌▍▎▏#\s]{3,}\|?|\|\s+\|")
 _ERASES = re.compile(rb"\x1b\[[0-9;?]*[KJAFGH]")
 
 
@@ -109,8 +110,8 @@ class Step:
             self._log.flush()
 
     def _progress(self, text: str) -> None:
-        text = " ".join(text.split())
-        if not text:
+        text = " ".join(_BAR.sub(" ", text).split())
+        if not text or text == self._state:
             return
         self._state = text
         self._story.update(self._task, text)
