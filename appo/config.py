@@ -42,16 +42,16 @@ class Section(BaseModel):
 class KeyMoment(Section):
     """The synthetic set of the demo: the answer shows in one key frame among distractors."""
 
-    train: Positive = 1600
+    train: Positive = 960
     validation: Positive = 64
-    test: Positive = 128
+    test: Positive = 160
     num_frames: Annotated[int, Field(ge=4, multiple_of=2)] = 16
     size: Annotated[int, Field(multiple_of=28, ge=28)] = 28
     faint: Share = Field(0.6, description="strength of the distractors' markers; the key frame's is 1")
     easy_faint: Share = Field(0.3, description="the same, in the part that the warm start trains on")
-    easy_train: Annotated[int, Field(ge=0)] = 1600
+    easy_train: Annotated[int, Field(ge=0)] = 1216
     distractors: Annotated[int, Field(ge=0, description="temporal patches with a fainter marker")] = 4
-    noise: Annotated[float, Field(ge=0, description="standard deviation in every pixel; white is 1")] = 0.25
+    noise: Annotated[float, Field(ge=0, description="standard deviation in every pixel; white is 1")] = 0.5
 
 
 class Data(Section):
@@ -125,7 +125,7 @@ class WarmStart(Section):
     """Makes a tiny Qwen2.5-VL and trains it by supervision: the demo's stand-in for a pretrained model."""
 
     steps: Positive = 200
-    batch_size: Positive = 64
+    batch_size: Positive = 32
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     seed: int = 0
 
