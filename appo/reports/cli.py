@@ -77,19 +77,14 @@ def tracking_upload(
     folder: Annotated[
         Path, typer.Argument(help="folder that holds the journals; looked through to any depth")
     ],
-    recipe: RecipeOption,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(help="folder of mlflow.db, where the recipe names no server; default: FOLDER"),
+    uri: Annotated[
+        str | None, typer.Option(help="another address than the run's, or the same one with its password")
     ] = None,
-    overrides: SetOption = [],  # noqa: B006
 ) -> None:
     """Send MLflow what could not be sent while it was away. Sending again does no harm."""
-    from appo.config import load_recipe
     from appo.tracking.sender import upload
-    from appo.tracking.tracker import open_sink
 
-    outcomes = upload(folder, open_sink(load_recipe(recipe, overrides), run_dir or folder))
+    outcomes = upload(folder, uri=uri)
     for name, outcome in outcomes.items():
         typer.echo(f"{name}: {outcome}")
     if not outcomes:

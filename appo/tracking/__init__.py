@@ -6,7 +6,8 @@ a thread sends it on. Importing this package imports neither mlflow nor torch.
 
 from appo.tracking.outputs import log_training
 from appo.tracking.provenance import comparison_digest, parameters, provenance_tags
-from appo.tracking.tracker import Tracker, open_tracker, start_training, tracking_uri
+from appo.tracking.runlog import Tracker
+from appo.tracking.tracker import open_tracker, start_training, tracking_uri
 
 __all__ = [
     "Tracker",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from appo.tracking.tracker import Tracker
+from appo.tracking.runlog import Tracker
 
 DATA_FILES = ("card.html", "rejects.jsonl", "leakage.json")  # beside the manifest
 TRAINING_FILES = ("summary.json", "metrics.jsonl", "groups.jsonl")

@@ -116,8 +116,11 @@ class Sender:
         return done
 
 
-def upload(folder: Path, sink: MlflowSink) -> dict[str, str]:
+def upload(folder: Path, sink: MlflowSink | None = None, *, uri: str | None = None) -> dict[str, str]:
     """Send what is left of every journal under `folder`; the command behind `appo tracking upload`.
+
+    Each goes to `sink`, else to the store it was meant for, at `uri` where that address is given (a password is
+    not written down).
 
     A journal whose process is gone without an end is closed as FAILED first. Returns journal name -> outcome.
     Raises what the client raises when the server cannot be reached.
@@ -134,7 +137,11 @@ def upload(folder: Path, sink: MlflowSink) -> dict[str, str]:
         try:
             close_if_killed(journal)
             before = journal.unsent
-            sender = _Once(journal, sink)
+            store = next((e["store"] for e in journal.events() if "store" in e), None)
+            if store is None:
+                outcomes[path.stem] = "holds no start and cannot be sent"
+                continue
+            sender = _Once(journal, sink or MlflowSink.at(uri or store["uri"], store["experiment"]))
             while sender.send_round():
                 pass
             outcomes[path.stem] = f"{before} events sent" + (

@@ -15,6 +15,7 @@ from typing import Any
 
 from appo.tracking.journal import Event
 from appo.tracking.locks import file_lock
+from appo.tracking.secrets import scrub
 
 # What MLflow's REST API takes in one log_batch call
 _METRICS_A_CALL, _PARAMS_A_CALL, _TAGS_A_CALL = 900, 90, 90
@@ -47,6 +48,18 @@ class MlflowSink:
         self._lock_path = lock_path
         self._client: Any = None
         self._experiment_id: str | None = None
+
+    @classmethod
+    def at(cls, uri: str, experiment: str) -> MlflowSink:
+        """The sink of an address; a SQLite file keeps its artifacts and its lock beside it."""
+        if not uri.startswith("sqlite:///"):
+            return cls(uri, experiment, None, None)
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        return cls(uri, experiment, folder / "mlartifacts", folder / ".mlflow.lock")
+
+    def describe(self) -> dict[str, str]:
+        """What a journal keeps of it, so that an upload finds the same store; passwords are not kept."""
+        return {"uri": scrub(self.uri), "experiment": self.experiment}
 
     @property
     def client(self) -> Any:

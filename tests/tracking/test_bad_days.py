@@ -70,7 +70,7 @@ def test_server_never_reachable_the_numbers_are_in_a_file_and_one_command_upload
     assert f"appo tracking upload {tmp_path / 'tracking'}" in caplog.text
     elsewhere = open_sink(load_recipe("demo"), tmp_path)
     for _ in range(2):  # a second upload finds nothing to do
-        upload(tmp_path / "tracking", elsewhere)
+        upload(tmp_path / "tracking", uri=elsewhere.uri)
     runs = elsewhere.find("appo.role", "training")
     assert [run.info.status for run in runs] == ["FINISHED"]
     assert curve(elsewhere.uri, runs[0].info.run_id) == [(s, float(s)) for s in range(5)]

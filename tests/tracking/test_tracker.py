@@ -16,7 +16,6 @@ import pytest
 from appo.config import Recipe, load_recipe
 from appo.tracking import open_tracker, parameters, start_training
 from appo.tracking.sender import upload
-from appo.tracking.tracker import open_sink
 
 
 def client_of(folder: Path) -> Any:
@@ -97,7 +96,7 @@ def test_sending_everything_twice_doubles_nothing(recipe: Recipe, tmp_path: Path
     before = history(tmp_path, "appo seed 0", "reward")
     for cursor in tmp_path.rglob("*.cursor"):
         cursor.unlink()
-    upload(tmp_path, open_sink(recipe, tmp_path))
+    upload(tmp_path)
     assert history(tmp_path, "appo seed 0", "reward") == before == [(s, float(s)) for s in range(20)]
     assert len(runs_of(tmp_path)) == 2
     run = runs_of(tmp_path)["appo seed 0"]
@@ -252,7 +251,7 @@ def test_several_processes_at_once_on_a_store_that_is_not_there_yet(tmp_path: Pa
     jobs["grpo seed 0"].kill()
     for job in jobs.values():
         job.communicate(timeout=60)
-    outcome = upload(tmp_path, open_sink(load_recipe("demo"), tmp_path))
+    outcome = upload(tmp_path)
     assert len(outcome) == 4
     runs = runs_of(tmp_path)
     assert {n: r.info.status for n, r in runs.items() if "seed" in n} == {
