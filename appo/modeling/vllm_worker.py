@@ -59,5 +59,5 @@ def _read(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():
+            for name in tensors.keys():  # noqa: SIM118 - a safetensors file is no dict
                 yield name, tensors.get_tensor(name)
