@@ -19,7 +19,7 @@ from appo.config import Data, Recipe
 from appo.data.card import data_card
 from appo.data.decoding import IMAGE, VIDEO, Decoded, Item, Outcome, Rejected, decode_all
 from appo.data.leakage import leakage_report
-from appo.data.manifest import relative_place, write_manifest
+from appo.data.manifest import build_manifest, relative_place
 from appo.data.media import MediaRoot
 from appo.data.progress import ProgressLine, progress_line
 from appo.data.schema import VideoSample
@@ -62,8 +62,8 @@ def assemble(recipe: Recipe, out: Path, *, progress: bool = True) -> Assembled:
     with progress_line(progress) as bar:
         source = read_source(recipe, out / data.source)
         samples, rejects, read = _collect(source, data, bar)
-        chosen = _choose(samples, data)
         _check_rate(rejects, read, data, rejects_path, "records")
+        chosen = _choose(samples, data)
         outcomes = _decode(chosen, source, recipe, out, bar)
     kept = []
     for sample in chosen:
@@ -76,11 +76,12 @@ def assemble(recipe: Recipe, out: Path, *, progress: bool = True) -> Assembled:
     _check_rate(lost, len(chosen), data, rejects_path, "samples", everything=rejects)
     counts = {**counts_of(kept), "rejected": dict(sorted(Counter(r.stage for r in rejects).items()))}
     counts["videos"] = {"total": sum(isinstance(o, Decoded) for i, o in outcomes.items() if i.kind == VIDEO)}
-    manifest = write_manifest(out / "manifest.jsonl", kept, **_header(recipe, source, out, counts))
+    manifest, text = build_manifest(out / "manifest.jsonl", kept, **_header(recipe, source, out, counts))
     card = out / "card.html"
     leakage = leakage_report(kept, data.leakage)
     write_atomic(out / "leakage.json", json.dumps(leakage, indent=1, ensure_ascii=False) + "\n")
     write_atomic(card, data_card(manifest, recipe, rejects, leakage))
+    write_atomic(manifest.path, text)  # last: where there is a manifest, all else is there
     return Assembled(manifest.path, rejects_path, card, counts, out / "leakage.json")
 
 

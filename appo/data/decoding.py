@@ -66,16 +66,16 @@ def decode_all(
     journal: Path,
     done: Callable[[Item, Outcome], None],
 ) -> None:
-    """Decode every item once and call `done` for each, in order.
+    """Decode every item once and call `done` for each.
 
     place: folder or s3:// URI of the shards, None to check that everything decodes without keeping the
-    frames. journal: appended to; with it, a run that was stopped goes on where the last shard ended.
+    frames. journal: appended to; with it, a run that was stopped goes on where the last shard ended. Beside
+    shards in S3 notes take its place, so that a new pod goes on too. Raises RootError when nothing can be read.
     """
     root.check()
     finished = _read_notes(place, journal)
     stored = stored_keys(place) if place is not None else set()
     writer = _Writer(place, journal)
-    immediate: dict[Item, Outcome] = {}
 
     def tasks() -> Iterator[_Task]:
         for item in items:
@@ -84,15 +84,13 @@ def decode_all(
             except RootError:
                 raise
             except (UnsafePath, StorageError) as error:
-                immediate[item] = Rejected("path", str(error))
+                done(item, Rejected("path", str(error)))
+                continue
+            past = finished.get(_journal_key(item, medium))
+            if past is not None and (place is None or past.sha256 in stored):
+                done(item, past)
             else:
-                past = finished.get(_journal_key(item, medium))
-                if past is not None and (place is None or past.sha256 in stored):
-                    immediate[item] = past
-                else:
-                    yield item, medium
-                    continue
-            done(item, immediate[item])
+                yield item, medium
 
     make = partial(make_decoder, video, data, place is not None, frozenset(stored))
     pool: WorkerPool[_Task, _Answer] = WorkerPool(

@@ -83,6 +83,13 @@ def relative_place(place: str | Path, folder: Path) -> str:
 
 def write_manifest(path: Path, samples: Sequence[VideoSample], **header: Any) -> Manifest:
     """Write header and samples in the given order, whole or not at all, and return what was written."""
+    manifest, data = build_manifest(path, samples, **header)
+    write_atomic(path, data)
+    return manifest
+
+
+def build_manifest(path: Path, samples: Sequence[VideoSample], **header: Any) -> tuple[Manifest, bytes]:
+    """The manifest that would stand at `path`, and its bytes. Raises ManifestError for a repeated id."""
     seen: set[str] = set()
     for sample in samples:
         if sample.id in seen:
@@ -93,8 +100,7 @@ def write_manifest(path: Path, samples: Sequence[VideoSample], **header: Any) ->
     full = {"kind": KIND, "version": VERSION, **header}
     lines = [_line(full), *(_line(sample.to_json()) for sample in samples)]
     data = ("\n".join(lines) + "\n").encode()
-    write_atomic(path, data)
-    return Manifest(full, tuple(samples), Path(path), hashlib.sha256(data).hexdigest())
+    return Manifest(full, tuple(samples), Path(path), hashlib.sha256(data).hexdigest()), data
 
 
 def read_manifest(path: str | Path) -> Manifest:
