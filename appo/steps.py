@@ -232,7 +232,11 @@ def evaluate(
     wanted = base and (recipe.evaluation.warm_start_too or base_name != "warm_start")
     checkpoints = {base_name: _model(base)} if wanted else {}
     checkpoints |= {str(run["name"]): str(fetch_folder(str(run["location"])) / "checkpoint") for run in runs}
-    results = run_evaluation(recipe, checkpoints=checkpoints, manifest_path=_file(manifest), out=place.local)
+    # Predictions leave a pod while they are made: a new pod continues at the first item without one.
+    with Mirror(place.local, place.location):
+        results = run_evaluation(
+            recipe, checkpoints=checkpoints, manifest_path=_file(manifest), out=place.local
+        )
     place.publish()
     scores = {
         f"{name}/{benchmark}/accuracy": float(metrics["accuracy"])
