@@ -164,6 +164,9 @@ def make_model(tokenizer: Any, *, seed: int, shape: TinyShape | None = None) -> 
 
 def save(model: Any, processor: Any, folder: Path) -> None:
     """Write model, tokenizer, processor, chat template and generation settings as one loadable folder."""
+    from transformers.utils import logging
+
     folder.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()  # for a single shard that is written in milliseconds
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -34,6 +34,9 @@ from appo.training.rollouts import generate_groups
 # Held out of the easy split, and taken from the validation split: 1.6 and 6 points of standard error at 99 and 50 %.
 PROBE_SAMPLES = 64
 RAMP_SHARE, DECAY_SHARE, FLOOR = 0.1, 0.4, 0.05
+LEARNED = (
+    0.9  # of the easy questions; learning is sudden, so a share below this means it has not happened yet
+)
 
 
 def warm_start(recipe: Recipe, manifest_path: Path, out: Path, *, progress: bool = True) -> dict[str, Any]:
@@ -96,7 +99,26 @@ def warm_start(recipe: Recipe, manifest_path: Path, out: Path, *, progress: bool
                 )
     _save(model, processor, out)
     summary["wall_s"] = round(time.monotonic() - started, 1)
+    if progress:
+        print(_in_words(summary))
     return summary
+
+
+def _in_words(summary: dict[str, Any]) -> str:
+    """One line for the screen; a second where the easy questions were not learned."""
+    told = [f"warm start: {summary['parameters'] / 1e6:.1f} M parameters, {summary['steps']} steps"]
+    easy, hard = summary.get("accuracy_easy"), summary.get("accuracy_hard")
+    if easy is not None:
+        told.append(f"{easy:.0%} of easy questions right")
+    if hard is not None:
+        told.append(f"{hard:.0%} of hard ones")
+    line = f"{', '.join(told)} ({summary['wall_s']:.0f} s)"
+    if easy is not None and easy < LEARNED:
+        line += (
+            "\nwarm start: the easy questions are not learned yet, and reinforcement from here may fail; "
+            f"raise model.warm_start.steps={summary['steps']} or try another model.warm_start.seed"
+        )
+    return line
 
 
 def demonstration(sample: VideoSample, template: str) -> str:

@@ -20,7 +20,7 @@ from appo.modeling.loading import prepare
 from appo.rewards.accuracy import accuracy_reward
 from appo.rewards.format import format_reward
 from appo.training import tiny
-from appo.training.warm_start import _batches, _loss, demonstration, warm_start
+from appo.training.warm_start import _batches, _in_words, _loss, demonstration, warm_start
 
 CHOICE = VideoSample(
     "c", "test", "multiple choice", "Which?", "B", ("red", "green"), video="v.mp4", key_times=((1.0, 2.5),)
@@ -123,3 +123,12 @@ def test_without_samples_or_settings_it_says_so(manifest: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"model\.warm_start=null"):
         warm_start(small("model.path=x", "model.warm_start=null"), manifest, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_screen_is_told_when_the_easy_questions_were_not_learned() -> None:
+    summary = {"parameters": 900_000, "steps": 20, "wall_s": 3.2, "accuracy_easy": 0.99, "accuracy_hard": 0.5}
+    said = _in_words(summary)
+    assert said == (
+        "warm start: 0.9 M parameters, 20 steps, 99% of easy questions right, 50% of hard ones (3 s)"
+    )
+    assert "raise model.warm_start.steps=20" in _in_words(summary | {"accuracy_easy": 0.4})
