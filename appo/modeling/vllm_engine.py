@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -99,9 +100,21 @@ def generate(engine: Any, inputs: list[Any], sampling: list[Any]) -> list[Any]:
     for place, (one, parameters) in enumerate(zip(inputs, sampling, strict=True)):
         inner.add_request(str(place), one, parameters)
     finished: dict[str, Any] = {}
-    while inner.has_unfinished_requests():
-        finished |= {output.request_id: output for output in inner.step() if output.finished}
+    with _uncompiled():
+        while inner.has_unfinished_requests():
+            finished |= {output.request_id: output for output in inner.step() if output.finished}
     return [finished[str(place)] for place in range(len(inputs))]
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """On a CPU, leave out the C++ compiler: for one small function of vLLM's sampler it takes ten seconds and
+    more, for every vocabulary anew.
+    """
+    if torch.cuda.is_available():
+        return nullcontext()
+    from torch import _dynamo
+
+    return _dynamo.config.patch(disable=True)
 
 
 def prefix_cache_counts(engine: Any) -> tuple[int, int]:

@@ -21,7 +21,10 @@ pytestmark = pytest.mark.slow
 VLLM = ("training.rollout=vllm_colocate", "training.vllm_max_model_len=256", "training.learning_rate=1e-3")
 BLOCK_TOKENS = 32  # the engine's prefix cache holds whole blocks of this size on a CPU
 # float32 in two engines: log-probabilities differ in the fifth digit, over at most 8 tokens.
-NEAR_ONE = 5e-3
+ABOVE_ONE = 5e-3
+# Visual tokens are ruled out in rollouts, not in scoring; an untrained model gives them about a hundredth of its
+# probability, so that the ratio of 8 tokens lies that many hundredths below one. A trained model gives them none.
+BELOW_ONE = 0.2
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,29 @@ def at_the_end(engine: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(vllm_rollouts, "ColocatedEngine", lambda *_, **__: engine)
     monkeypatch.setattr(vllm_rollouts.VLLMRollouts, "close", lambda self: [call(self) for call in calls])
     return calls
+
+
+def ratios_are_near_one(bench: Bench, name: str = "run") -> bool:
+    ratio = "sampling/importance_sampling_ratio"
+    return all(
+        line[f"{ratio}/min"] > 1 - BELOW_ONE and line[f"{ratio}/max"] < 1 + ABOVE_ONE
+        for line in bench.metrics(name)
+    )
+
+
+def comparing(seen: dict[str, Any]) -> Any:
+    """Greedy tokens at the end: of vLLM with the weights of the step before, with the last ones, of transformers."""
+
+    def compare(rollouts: Any) -> None:
+        trainer = rollouts._trainer
+        prompts = [trainer.store.get(row["sample_id"], trainer._policy()) for row in trainer.train_dataset][
+            :8
+        ]
+        seen["stale"] = greedy(rollouts, prompts)
+        rollouts._synchronise()
+        seen["vllm"], seen["ours"] = greedy(rollouts, prompts), greedy_of_transformers(trainer, prompts)
+
+    return compare
 
 
 def greedy(rollouts: Any, prompts: list[Any]) -> list[list[int]]:
@@ -77,16 +103,7 @@ def greedy_of_transformers(trainer: Any, prompts: list[Any]) -> list[list[int]]:
 
 def test_appo_trains_on_vllms_rollouts_with_the_weights_of_every_step(bench: Bench, at_the_end: list[Any]):
     seen: dict[str, Any] = {}
-
-    def compare(rollouts: Any) -> None:
-        trainer = rollouts._trainer
-        prompts = [trainer.store.get(row["sample_id"], trainer.model) for row in trainer.train_dataset][:8]
-        seen["stale"] = greedy(rollouts, prompts)  # the engine has the weights of the step before
-        rollouts._synchronise()
-        seen["vllm"], seen["ours"] = greedy(rollouts, prompts), greedy_of_transformers(trainer, prompts)
-        seen["length"] = len(prompts[0].ids)
-
-    at_the_end.append(compare)
+    at_the_end.append(comparing(seen))
     threads = torch.get_num_threads()
     summary = bench.train("appo", "training.max_steps=3", *VLLM)
     assert "rollouts with vllm_colocate" in summary.active_parts
@@ -94,23 +111,31 @@ def test_appo_trains_on_vllms_rollouts_with_the_weights_of_every_step(bench: Ben
     assert seen["vllm"] == seen["ours"]
     assert seen["vllm"] != seen["stale"], "an update that changes no token shows nothing about synchronising"
     assert torch.get_num_threads() == threads
-    # Three of four members of a group find all whole blocks of their prompt.
-    whole_blocks = (seen["length"] - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+    # Three of four members of a group find the one whole block of their prompt.
+    shortest, longest = min(seen["lengths"]), max(seen["lengths"])
+    assert BLOCK_TOKENS < shortest <= longest <= 2 * BLOCK_TOKENS
+    assert ratios_are_near_one(bench)
     for line in bench.metrics():
-        ratio = "sampling/importance_sampling_ratio"
-        assert abs(line[f"{ratio}/min"] - 1) < NEAR_ONE
-        assert abs(line[f"{ratio}/max"] - 1) < NEAR_ONE
-        assert line["rollout/prefix_cache_hit_share"] == pytest.approx(
-            3 * whole_blocks / (4 * seen["length"])
-        )
+        share = line["rollout/prefix_cache_hit_share"]
+        assert 3 / 4 * BLOCK_TOKENS / longest <= share <= 3 / 4 * BLOCK_TOKENS / shortest
         assert line["appo/weight_max"] >= 1
 
 
-def test_pixels_of_a_tower_that_trains_reach_vllm_too(bench: Bench, at_the_end: list[Any]):
-    """Encoder results of old weights must be forgotten: ratios stay at one after the tower has moved."""
-    bench.train("dapo", "training.max_steps=3", "model.freeze_vision=false", *VLLM, name="unfrozen")
-    for line in bench.metrics("unfrozen"):
-        assert abs(line["sampling/importance_sampling_ratio/min"] - 1) < NEAR_ONE
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param("model.freeze_vision=false", id="pixels, and a tower that trains"),
+        pytest.param("model.lora={rank: 4}", id="adapters, merged on their way"),
+    ],
+)
+def test_what_trains_reaches_vllm_whatever_it_is(bench: Bench, at_the_end: list[Any], settings: str):
+    """Also features that vLLM's tower made under old weights must be forgotten."""
+    seen: dict[str, Any] = {}
+    at_the_end.append(comparing(seen))
+    bench.train("dapo", "training.max_steps=3", *VLLM, "training.learning_rate=1e-2", settings)
+    assert seen["vllm"] == seen["ours"]
+    assert seen["vllm"] != seen["stale"]
+    assert ratios_are_near_one(bench)
 
 
 def test_runs_repeat_and_refill(bench: Bench, at_the_end: list[Any]):
@@ -118,11 +143,6 @@ def test_runs_repeat_and_refill(bench: Bench, at_the_end: list[Any]):
         bench.train("dapo", "policy.dynamic_sampling=true", *VLLM, name=name)
     assert bench.metrics("once")[0]["dynamic_sampling/rounds"] >= 0
     assert largest_difference(bench.weights("once"), bench.weights("again")) == 0.0
-
-
-def test_adapters_are_merged_on_their_way(bench: Bench, at_the_end: list[Any]):
-    bench.train("dapo", "training.max_steps=3", "model.lora={rank: 4}", *VLLM, name="lora")
-    assert abs(bench.metrics("lora")[-1]["sampling/importance_sampling_ratio/min"] - 1) < NEAR_ONE
 
 
 @pytest.mark.parametrize("spoiled", ["seconds", "features"])
@@ -181,11 +201,8 @@ def test_a_server_of_its_own_gets_features_and_the_weights_of_every_step(bench: 
         server.terminate()
         server.wait(60)
     assert "rollouts with vllm_server" in summary.active_parts
-    for line in bench.metrics():
-        ratio = "sampling/importance_sampling_ratio"
-        assert abs(line[f"{ratio}/min"] - 1) < NEAR_ONE
-        assert abs(line[f"{ratio}/max"] - 1) < NEAR_ONE
-        assert line["rollout/prefix_cache_hit_share"] > 0
+    assert ratios_are_near_one(bench)
+    assert all(line["rollout/prefix_cache_hit_share"] > 0 for line in bench.metrics())
     assert not any((bench.folder / "run" / "rollout_weights").iterdir())
 
 
