@@ -142,8 +142,17 @@ class MediaRoot:
             return None
         if entry := self._entries.get(relative):
             return entry
-        ends = {e.uri: e for name, e in self._entries.items() if name.endswith("/" + relative)}
+        # Some archives put a folder of their own in front; only an unambiguous end counts.
+        alike = self._by_last_part.get(relative.rpartition("/")[2], ())
+        ends = {e.uri: e for name, e in alike if name.endswith("/" + relative)}
         return next(iter(ends.values())) if len(ends) == 1 else None
+
+    @cached_property
+    def _by_last_part(self) -> dict[str, list[tuple[str, Entry]]]:
+        found: dict[str, list[tuple[str, Entry]]] = {}
+        for name, entry in self._entries.items():
+            found.setdefault(name.rpartition("/")[2], []).append((name, entry))
+        return found
 
 
 def _whatever_case(path: Path) -> Path:

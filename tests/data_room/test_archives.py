@@ -122,6 +122,19 @@ def test_publishers_layout_of_archives_beside_records(tmp_path: Path) -> None:
         media.find("STAR/../../etc/passwd")
 
 
+def test_an_ambiguous_end_is_no_match(tmp_path: Path) -> None:
+    root = tmp_path / "a.zip"
+    make_zip(
+        root, {"train/videos/1.mp4": b"one", "train/videos/2.mp4": b"two", "test/videos/2.mp4": b"other"}
+    )
+    media = MediaRoot(root)
+    assert media.find("videos/1.mp4").read() == b"one"
+    assert media.find("1.mp4").read() == b"one"
+    assert media.find("train/videos/2.mp4").read() == b"two"
+    with pytest.raises(MediaMissing):
+        media.find("videos/2.mp4")
+
+
 def test_broken_or_hostile_archive_stops_the_run(tmp_path: Path) -> None:
     """Not thousands of rejects, one for each video that might have been in it."""
     annotations = write_jsonl(tmp_path / "q.jsonl", [question(f"{i}.mp4") for i in range(3)])
