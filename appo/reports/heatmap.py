@@ -94,17 +94,22 @@ def draw(figure: HeatMap) -> str:
             f'text-anchor="end" '
             f'style="font-size:{size}px">{escape(text)}</text>'
         )
-        for frame in range(num_frames):
+        for frame in () if long else range(num_frames):
             value = float(values[row, frame])
             parts.append(
-                f'<rect x="{label_w + cell_w * frame:.1f}" y="{y}" width="{cell_w - 1}" '
-                f'height="{cell_h - 1}" '
+                f'<rect x="{label_w + cell_w * frame:.1f}" y="{y}" width="{cell_w - 1}" height="{cell_h - 1}" '
                 f'fill="{shade((value - low) / span)}"><title>{escape(text)} → frame {frame}: '
                 f"{value:.4f}</title></rect>"
             )
         if has_weights:
             parts.append(_weight(figure, row, label_w + cell_w * num_frames + 8, y, cell_h))
     bottom = top + cell_h * num_tokens
+    if long:
+        extent = f'width="{cell_w * num_frames}" height="{cell_h * num_tokens}"'
+        parts.append(
+            f'<image href="{_raster((values - low) / span)}" x="{label_w:.1f}" y="{top}" {extent} '
+            f'preserveAspectRatio="none" style="image-rendering:pixelated"/>'
+        )
     for frame in sorted(crucial):
         x = label_w + cell_w * frame - 1
         parts.append(
@@ -124,6 +129,16 @@ def draw(figure: HeatMap) -> str:
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" class="heat">'
         f"<title>{escape(figure.title)}</title><desc>{escape(said)}</desc>{drawn}</svg></div>"
     )
+
+
+def _raster(shares: np.ndarray) -> str:
+    """The cells as one small picture, a pixel each: hundreds of tokens would be tens of thousands of shapes."""
+    from PIL import Image
+
+    rows = [[tuple(bytes.fromhex(shade(float(v))[1:])) for v in row] for row in shares]
+    buffer = io.BytesIO()
+    Image.fromarray(np.array(rows, dtype=np.uint8)).save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _frame_head(

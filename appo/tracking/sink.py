@@ -67,6 +67,7 @@ class MlflowSink:
             # One short attempt: waiting and trying again is the sender's work, and it does not block anyone.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+            os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
             import logging
 
             logging.getLogger("alembic").setLevel(logging.WARNING)
