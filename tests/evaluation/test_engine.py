@@ -64,6 +64,32 @@ def test_one_engine_serves_several_checkpoints_as_transformers_does(lab):
     assert len({said.text for said in first.values()}) > 1
 
 
+def test_prompts_with_an_image_beside_or_without_a_video(lab):
+    """As in SEED-Bench-R1: the observation always, the video only where there is progress to show."""
+    import numpy as np
+    from PIL import Image
+
+    first = lab.opened.benchmark.items[0]
+    both = dataclasses.replace(first, id="both", image="o.png")
+    alone = dataclasses.replace(first, id="alone", image="o.png", video=None)
+
+    class Frames:
+        def load(self, sample):
+            return lab.opened.frames.load(first)
+
+        def image(self, sample):
+            pixels = np.random.default_rng(len(sample.id)).integers(0, 255, (56, 56, 3), dtype=np.uint8)
+            return Image.fromarray(pixels)
+
+    found = []
+    for engine in (lab.vllm, lab.transformers):
+        engine.load(lab.second)
+        with Prefetch(jobs(lab.maker, [both, alone], Frames(), "bare"), workers=2, ahead=2) as prefetch:
+            found.append(dict(engine.generate(PromptStream(prefetch), seed=0)))
+    assert found[0] == found[1]
+    assert found[0]["both"].prompt_tokens > found[0]["alone"].prompt_tokens
+
+
 @pytest.mark.parametrize("seconds", [2.0, 0.533, 3.7])
 def test_positions_equal_transformers_for_any_sampled_rate(lab, seconds):
     import torch
