@@ -77,7 +77,7 @@ def compare(shape: Shape, model: Any, args: argparse.Namespace) -> dict[str, Any
         if number > 1 and started - began + longest > args.budget_s:
             break
         timed: dict[str, dict[str, float]] = {}
-        for arm in args.arms:
+        for arm in _rotated(args.arms, number):
             rollout = number >= 1 and number <= args.rollouts
             on_gpu = step.device.type == "cuda"
             if on_gpu:
@@ -177,6 +177,12 @@ def machine(device: torch.device) -> dict[str, str]:
         "transformers": transformers.__version__,
         "trl": trl.__version__,
     }
+
+
+def _rotated(arms: Sequence[str], number: int) -> list[str]:
+    """Another arm begins each round: what runs after a large one finds other caches than what runs after a small."""
+    first = number % len(arms)
+    return [*arms[first:], *arms[:first]]
 
 
 def _counted(shape: Shape, arms: Sequence[str]) -> dict[str, float]:

@@ -223,7 +223,8 @@ def _assemble(
             item_bytes,
             rows=selection.rows.numel(),
             cast=cast,
-            slots=sets[0].numel() * num_completions,
+            sets=sets[0].numel(),
+            size=num_completions,
         )
         raw[sets] = aligned_divergence(
             logits,
