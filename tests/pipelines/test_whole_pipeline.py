@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from appo.config import load_recipe
 
 pytestmark = pytest.mark.slow
 APPO = Path(sys.executable).parent / "appo"
@@ -96,6 +99,34 @@ def test_mlflow_holds_parents_and_children(first) -> None:
     assert {run.data.tags["appo.algorithm"] for run in children} == {"grpo", "dapo", "appo"}
     assert all(run.data.tags["mlflow.parentRunId"] in parents for run in children)
     assert all(run.info.status == "FINISHED" for run in children)
+
+
+def test_a_pod_of_a_trainjob_trains_on_its_two_processes(first, tmp_path: Path) -> None:
+    """The entry of a TrainJob's pod, with torchrun's variables, on CPU processes: one run in MLflow, one summary."""
+    from mlflow.tracking import MlflowClient
+
+    folder, _ = first
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    recipe = load_recipe("demo", [*SMALL, "training.max_steps=1", f"tracking.uri={store}"])
+    step = {
+        "recipe": recipe.to_yaml(),
+        "storage": str(tmp_path),
+        "algorithm": "appo",
+        "seed": "0",
+        "manifest": str(next(folder.glob("data-*/manifest.jsonl"))),
+        "model": str(next(folder.glob("base-*"))),
+    }
+    machines = {"PET_NNODES": "1", "PET_NODE_RANK": "0", "PET_NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **machines, "APPO_STEP": json.dumps(step)}
+    done = subprocess.run(
+        [sys.executable, "-m", "appo.node"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert summaries(tmp_path)["appo-seed0"]["steps"] == 1
+    client = MlflowClient(store)
+    runs = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+    trainings = [run for run in runs if run.data.tags.get("appo.role") == "training"]
+    assert [run.info.status for run in trainings] == ["FINISHED"]
 
 
 def test_the_same_command_again_only_shows_the_results(first) -> None:
