@@ -17,7 +17,7 @@ import numpy as np
 
 # From paper white to a deep blue-green; lightness falls evenly, so that it also prints in grey.
 _STOPS = ((250, 251, 249), (214, 236, 226), (142, 204, 187), (64, 152, 150), (24, 96, 116), (14, 47, 76))
-_SCALE_W = 300  # the legend under a map
+_SCALE_W = 172  # the legend under a map
 _LONG = 60  # completions above so many tokens are drawn with lower rows
 
 
@@ -78,7 +78,7 @@ def draw(figure: HeatMap) -> str:
     has_weights = bool(len(figure.weights)) and max(figure.weights) > 1.0
     top = 24 + thumb_h + 22
     width = int(max(label_w + cell_w * num_frames + (88 if has_weights else 12), label_w + _SCALE_W))
-    height = int(top + cell_h * num_tokens + 60)
+    height = int(top + cell_h * num_tokens + 64)
     parts: list[str] = []
     crucial, keys = set(figure.crucial), set(figure.key)
     for frame in range(num_frames):
@@ -165,7 +165,7 @@ def _frame_head(
         return "".join(parts)
     parts.append(
         f'<text class="tick" x="{x + cell_w / 2:.1f}" y="{24 + thumb_h + 15}" text-anchor="middle"{style}>'
-        f"{time:.1f}s</text>"
+        f"{time:.1f}{'' if cell_w < 34 else 's'}</text>"
     )
     return "".join(parts)
 
@@ -189,7 +189,7 @@ def _scale(x: float, y: float, low: float, high: float) -> str:
     return (
         f'{cells}<text class="tick" x="{x:.1f}" y="{y + 23}">{low:.3g}</text>'
         f'<text class="tick" x="{x + 4 * steps:.1f}" y="{y + 23}" text-anchor="end">{high:.3g}</text>'
-        f'<text class="tick" x="{x + 4 * steps + 10:.1f}" y="{y + 9}">attention to a frame</text>'
+        f'<text class="tick" x="{x + 2 * steps:.1f}" y="{y + 37}" text-anchor="middle">attention to a frame</text>'
     )
 
 

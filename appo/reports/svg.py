@@ -49,7 +49,9 @@ class Scale:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that cover [low, high]."""
-    span = (high - low) or abs(high) or 1.0
+    if high == low:  # a curve that does not move still needs an axis around it
+        low, high = low - 0.1 * (abs(low) or 1.0), high + 0.1 * (abs(high) or 1.0)
+    span = high - low
     raw = span / max(1, count - 1)
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw - 1e-12)
