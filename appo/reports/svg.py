@@ -49,7 +49,9 @@ class Scale:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that cover [low, high]."""
-    if high == low:  # a curve that does not move still needs an axis around it
+    if high - low <= 1e-9 * max(
+        abs(high), abs(low)
+    ):  # a curve that does not move still needs an axis around it
         low, high = low - 0.1 * (abs(low) or 1.0), high + 0.1 * (abs(high) or 1.0)
     span = high - low
     raw = span / max(1, count - 1)
