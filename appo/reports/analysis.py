@@ -30,6 +30,11 @@ from appo.reports.statistics import PairedDifference, SeedSummary, paired_differ
 _PAIRS = (("appo", "dapo"), ("appo", "grpo"), ("dapo", "grpo"))
 
 
+# The first steps of a training allocate and choose kernels, and are not timed; the median of fewer than ten
+# others still jumps with whatever else the machine does.
+_UNTIMED_STEPS, _STEPS_FOR_SPEED = 2, 10
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """One algorithm (or variant of it) over its seeds.
@@ -264,6 +269,12 @@ def limits(analysis: Analysis) -> list[str]:
             f"{n} test questions: one score alone is uncertain by about "
             f"±{100 * 1.96 * math.sqrt(0.25 / n):.0f} points "
             "(95 %, around one half), before any luck of training."
+        )
+    timed = min(len(t.steps) for m in analysis.methods for t in m.trainings) - _UNTIMED_STEPS
+    if timed < _STEPS_FOR_SPEED:
+        said.append(
+            f"{max(0, timed)} step{'s' if timed != 1 else ''} timed: samples per second and the ratio to DAPO are "
+            f"noise; {_STEPS_FOR_SPEED} are needed."
         )
     said.append(
         "Samples per second were measured on the machine that trained; trainings that ran side by "

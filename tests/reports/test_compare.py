@@ -106,6 +106,15 @@ def test_the_same_files_give_the_same_page(compared: tuple[Comparison, Path], tm
     assert again.markdown.read_bytes() == made.markdown.read_bytes()
 
 
+def test_a_speed_from_a_few_steps_is_called_noise(tmp_path: Path, compared: tuple[Comparison, Path]) -> None:
+    runs, evaluations = make_comparison(tmp_path, seeds=(0,), steps=3)
+    short = compare(runs, evaluations, tmp_path / "report", recipe=load_recipe("demo"))
+    assert "1 step timed: samples per second and the ratio to DAPO are noise" in re.sub(
+        r"\s+", " ", short.table
+    )
+    assert "are noise" not in compared[0].table
+
+
 def test_ablation_variants_get_table_d(tmp_path: Path) -> None:
     runs = []
     for variant in ("hard", "soft", "all"):
