@@ -177,7 +177,7 @@ def _train(
             **common,
         )
         return
-    from appo.tracking import start_training
+    from appo.tracking import log_training, start_training
     from appo.training.run import train as run_training
 
     tracker = start_training(
@@ -191,6 +191,7 @@ def _train(
     )
     with tracker:
         run_training(recipe, tracker=tracker, **common)
+        log_training(tracker, out, manifest_path=manifest_path, manifest_digest=tracking["manifest_digest"])
 
 
 @dataclass(frozen=True, slots=True)

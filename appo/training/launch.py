@@ -111,6 +111,7 @@ def launch(
 
 def main(path: str) -> int:
     """One process of a launched training."""
+    from appo.tracking import log_training
     from appo.training.run import Interrupted, train
 
     job = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -123,6 +124,13 @@ def main(path: str) -> int:
     try:
         with _tracker(recipe, tracking, job) as tracker:
             train(recipe, tracker=tracker, **job)
+            if tracking is not None and tracker is not None:
+                log_training(
+                    tracker,
+                    job["out"],
+                    manifest_path=job["manifest_path"],
+                    manifest_digest=tracking["manifest_digest"],
+                )
     except Interrupted as stopped:
         print(stopped, flush=True)
         marker.write_text(str(stopped), encoding="utf-8")
