@@ -99,6 +99,10 @@ def test_mlflow_holds_parents_and_children(first) -> None:
     assert {run.data.tags["appo.algorithm"] for run in children} == {"grpo", "dapo", "appo"}
     assert all(run.data.tags["mlflow.parentRunId"] in parents for run in children)
     assert all(run.info.status == "FINISHED" for run in children)
+    for run in children:  # what a training read and left: its manifest as an input, the data card beside it
+        assert run.inputs.dataset_inputs
+        kept = {file.path for file in client.list_artifacts(run.info.run_id, "data")}
+        assert "data/card.html" in kept
 
 
 def test_a_pod_of_a_trainjob_trains_on_its_two_processes(first, tmp_path: Path) -> None:
