@@ -38,6 +38,8 @@ def measure(
     model: str, manifest: Path, *, recipe: str, items: int, tokens: int, rounds: int
 ) -> dict[str, Any]:
     """Seconds of each side by round, and the ratios bare / ours (1: as fast, above: faster)."""
+    from vllm import RequestOutput
+
     from appo.config import load_recipe
     from appo.data.progress import Silent
     from appo.evaluation.engine import VLLMEngine
@@ -69,7 +71,11 @@ def measure(
     inputs = [engine_input(prompt) for prompt in prompts]
 
     def bare() -> None:
-        engine.llm.generate(inputs, engine.sampling(0), use_tqdm=False)
+        # The body of `LLM.generate` behind its own processing of prompts: given prepared ones, `generate` itself
+        # takes their tokens and leaves out their videos, silently.
+        parameters = [engine.sampling(0) for _ in inputs]
+        engine.llm._render_and_add_requests(inputs, parameters)
+        assert len(engine.llm._run_engine(RequestOutput, use_tqdm=False)) == len(inputs)
 
     class Prepared:
         def __init__(self) -> None:
