@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 APPO = Path(sys.executable).parent / "appo"
 SMALL = [
     "training.max_steps=1",
@@ -44,7 +44,7 @@ def retrain(folder: Path, *more: str) -> str:
         ],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
