@@ -39,7 +39,7 @@ lint: $(READY) ## ruff, mypy, import contracts, shell scripts, Dockerfiles
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck requirements/install .ci/run
+	$(BIN)/shellcheck requirements/install .ci/run docker/build
 	@if ls docker/*/Dockerfile >/dev/null 2>&1; then $(BIN)/hadolint docker/*/Dockerfile; fi
 
 format: $(READY) ## rewrite the sources in the project's format
