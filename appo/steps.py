@@ -77,7 +77,7 @@ def assemble(recipe: Recipe, storage: str) -> Done:
     """Videos and questions -> the manifest that every later step reads."""
     from appo.data.assemble import assemble as assemble_data
 
-    place = _Place(plan.layout(recipe, storage).data)
+    place = Place(plan.layout(recipe, storage).data)
     made = assemble_data(recipe, place.local)
     place.publish()
     counts = _counts(made.counts)
@@ -96,16 +96,16 @@ def base_model(recipe: Recipe, storage: str, *, manifest: str) -> Done:
         return Done(location=recipe.model.path, metadata={"made_here": False}, text=recipe.model.path)
     from appo.training.warm_start import warm_start
 
-    place = _Place(plan.layout(recipe, storage).base)
+    place = Place(plan.layout(recipe, storage).base)
     if not (place.local / "summary.json").is_file():
-        summary = warm_start(recipe, _file(manifest), place.local)
+        summary = warm_start(recipe, file_of(manifest), place.local)
         write_atomic(place.local / "summary.json", json.dumps(summary, indent=2, default=str))
         place.publish()
     summary = json.loads((place.local / "summary.json").read_text(encoding="utf-8"))
     return Done(
         location=place.location,
         metadata={"made_here": True},
-        metrics=_numbers(summary),
+        metrics=numbers(summary),
         text=json.dumps(summary, indent=2),
     )
 
@@ -114,13 +114,13 @@ def train(recipe: Recipe, storage: str, training: Training, *, manifest: str, mo
     """One algorithm with one seed; continues from its newest whole checkpoint, and is not repeated when
     finished.
     """
-    place = _Place(plan.layout(recipe, storage).training(training))
+    place = Place(plan.layout(recipe, storage).training(training))
     if int(os.environ.get("PET_NODE_RANK", "0")) > 0:  # the first pod publishes
-        _train(recipe, storage, training, place.local, _file(manifest), _model(model))
+        _train(recipe, storage, training, place.local, file_of(manifest), _model(model))
         return Done(location=place.location)
     with Mirror(place.local, place.location):
         if not (place.local / "summary.json").is_file():
-            _train(recipe, storage, training, place.local, _file(manifest), _model(model))
+            _train(recipe, storage, training, place.local, file_of(manifest), _model(model))
             _name_variant(place.local / "summary.json", training)
     place.publish()
     return trained(recipe, storage, training)
@@ -133,7 +133,7 @@ def trained(recipe: Recipe, storage: str, training: Training) -> Done:
     return Done(
         location=location,
         metadata={"algorithm": training.algorithm, "seed": training.seed, "name": training.name},
-        metrics=_numbers(summary),
+        metrics=numbers(summary),
         text=json.dumps(summary, indent=2),
     )
 
@@ -229,14 +229,14 @@ def evaluate(
     """
     from appo.evaluation.run import evaluate as run_evaluation
 
-    place = _Place(plan.layout(recipe, storage).evaluation)
+    place = Place(plan.layout(recipe, storage).evaluation)
     wanted = base and (recipe.evaluation.warm_start_too or base_name != "warm_start")
     checkpoints = {base_name: _model(base)} if wanted else {}
     checkpoints |= {str(run["name"]): str(fetch_folder(str(run["location"])) / "checkpoint") for run in runs}
     # Predictions leave a pod while they are made: a new pod continues at the first item without one.
     with Mirror(place.local, place.location):
         results = run_evaluation(
-            recipe, checkpoints=checkpoints, manifest_path=_file(manifest), out=place.local
+            recipe, checkpoints=checkpoints, manifest_path=file_of(manifest), out=place.local
         )
     place.publish()
     scores = {
@@ -254,14 +254,14 @@ def compare(
     """Seeds -> means and deviations, ratios, plots, one page; printed, and logged to MLflow."""
     from appo.reports.compare import compare as run_comparison
 
-    place = _Place(plan.layout(recipe, storage).report)
+    place = Place(plan.layout(recipe, storage).report)
     folders = [fetch_folder(str(run["location"])) for run in runs]
     made = run_comparison(
         folders,
         fetch_folder(evaluations),
         place.local,
         recipe=recipe,
-        manifest_path=_file(manifest),
+        manifest_path=file_of(manifest),
         run_dir=local_folder(storage),
     )
     write_atomic(place.local / "table.txt", made.table)
@@ -274,51 +274,7 @@ def compare(
     )
 
 
-def gate(recipe: Recipe, storage: str, *, manifest: str) -> Done:
-    """Whether a retraining has anything to learn, and the champion (location "" without one)."""
-    from appo.data.manifest import read_manifest
-    from appo.reports.promotion import gate as find_gate
-
-    found = find_gate(recipe, local_folder(storage), read_manifest(_file(manifest)).digest)
-    print(found.reason)
-    location = found.champion.uri if found.champion else ""
-    return Done(location=location, metadata={"train": found.train}, text=found.reason)
-
-
-def promote(
-    recipe: Recipe,
-    storage: str,
-    *,
-    margin: float,
-    manifest: str,
-    runs: Sequence[Mapping[str, Any]],
-    evaluations: str,
-) -> Done:
-    """Decide between champion and challenger by their scores; the previous champion stays in the registry."""
-    from appo.data.manifest import read_manifest
-    from appo.reports.promotion import promote as decide
-
-    place = _Place(plan.layout(recipe, storage).report)
-    decision = decide(
-        recipe,
-        local_folder(storage),
-        algorithm=recipe.algorithms[0],
-        checkpoints={str(run["name"]): f"{run['location']}/checkpoint" for run in runs},
-        evaluations=fetch_folder(evaluations),
-        manifest_digest=read_manifest(_file(manifest)).digest,
-        out=place.local,
-        margin=margin,
-    )
-    place.publish()
-    print(decision.reason)
-    return Done(
-        location=place.location,
-        metrics=_numbers(json.loads(decision.to_json())),
-        text=f"**{'Promoted' if decision.promote else 'Kept the champion'}**\n\n{decision.reason}\n",
-    )
-
-
-class _Place:
+class Place:
     """Where a step writes: the location itself, or a scratch folder that is published to it (S3)."""
 
     def __init__(self, location: str) -> None:
@@ -333,7 +289,7 @@ class _Place:
         publish_folder(self.local, self.location)
 
 
-def _file(location: str) -> Path:
+def file_of(location: str) -> Path:
     """A file that an earlier step left, with the folder around it."""
     folder, _, name = location.rpartition("/")
     return fetch_folder(folder) / name
@@ -344,7 +300,7 @@ def _model(location: str) -> str:
     return str(fetch_folder(location)) if location.startswith("s3://") else location
 
 
-def _numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
     """What a run's page can show: the numbers, not the texts and flags."""
     return {k: float(v) for k, v in summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 

@@ -14,9 +14,9 @@ def gate(recipe: str, storage: str, manifest: dsl.Input[dsl.Dataset], champion: 
     """`train`, or `unchanged` when the data is what the champion was trained on: then there is nothing to
     do.
     """
-    from appo import plan, steps
+    from appo import plan, retraining
 
-    found = steps.gate(plan.resolve(recipe), storage, manifest=manifest.metadata["location"])
+    found = retraining.gate(plan.resolve(recipe), storage, manifest=manifest.metadata["location"])
     found.fill(champion)
     return "train" if found.metadata["train"] else "unchanged"
 
@@ -59,9 +59,9 @@ def promote(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Move the registry's alias only when the challenger is better by the margin beyond the seeds' noise."""
-    from appo import plan, steps
+    from appo import plan, retraining
 
-    done = steps.promote(
+    done = retraining.promote(
         plan.resolve(recipe),
         storage,
         margin=margin,
