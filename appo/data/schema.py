@@ -51,7 +51,9 @@ class VideoSample:
 
     def __post_init__(self) -> None:
         if self.problem_type not in PROBLEM_TYPES:
-            raise SampleError(f"problem_type={self.problem_type!r}: must be one of {', '.join(PROBLEM_TYPES)}")
+            raise SampleError(
+                f"problem_type={self.problem_type!r}: must be one of {', '.join(PROBLEM_TYPES)}"
+            )
         if self.split not in SPLITS:
             raise SampleError(f"split={self.split!r}: must be one of {', '.join(SPLITS)}")
         if not self.question.strip():
@@ -80,7 +82,9 @@ class VideoSample:
         """The inverse of `to_json`. Raises SampleError for an unknown or missing field."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(record) - known):
-            raise SampleError(f"{unknown[0]}={record[unknown[0]]!r}: unknown field; known are {', '.join(sorted(known))}")
+            raise SampleError(
+                f"{unknown[0]}={record[unknown[0]]!r}: unknown field; known are {', '.join(sorted(known))}"
+            )
         values = dict(record)
         values["options"] = tuple(values.get("options", ()))
         values["key_times"] = tuple((float(start), float(end)) for start, end in values.get("key_times", ()))
