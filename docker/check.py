@@ -3,7 +3,7 @@ use.
 
 `.venv/bin/python docker/check.py [ENGINE...]`, where ENGINE starts a container tool, such as `docker run
 --rm` or `podman --runtime runc run --rm --network host`. The executor's input is what Kubeflow's launcher
-would give it; only the object store behind `/work/out` is missing. Containers run as their own user, with a
+would give it; only the object store behind `/srv/appo/out` is missing. Containers run as their own user, with a
 read-only root.
 """
 
@@ -31,11 +31,11 @@ def main(engine: list[str]) -> None:
         run(engine, pipeline, shared, "validate", given)
         resolved = json.loads((shared / "validate" / "executor_output.json").read_text())["parameterValues"]
         assert "name: demo" in resolved["recipe"]
-        given_next = {"recipe": resolved["assembly"], "storage": "/work/out/storage"}
+        given_next = {"recipe": resolved["assembly"], "storage": "/srv/appo/out/storage"}
         run(engine, pipeline, shared, "assemble", given_next)
         output = json.loads((shared / "assemble" / "executor_output.json").read_text())
         location = output["artifacts"]["manifest"]["artifacts"][0]["metadata"]["location"]
-        manifest = shared / Path(location).relative_to("/work/out")
+        manifest = shared / Path(location).relative_to("/srv/appo/out")
         print(
             f"validate and assemble ran in their images: {len(manifest.read_text().splitlines()) - 1} samples"
         )
@@ -57,7 +57,7 @@ def run(
 ) -> str:
     """Run one step; what it writes lies in `shared/name` afterwards. Returns its output."""
     component = pipeline["components"][f"comp-{name}"]
-    place = f"/work/out/{name}"
+    place = f"/srv/appo/out/{name}"
     (shared / name).mkdir(exist_ok=True)
     (shared / name).chmod(0o777)
     outputs = component.get("outputDefinitions", {})
@@ -75,7 +75,7 @@ def run(
     container = pipeline["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
     words = [*container["command"], *container["args"]]
     words = [json.dumps(given) if word == "{{$}}" else word for word in words]
-    command = [*engine, "--read-only", "--tmpfs", "/tmp", "-e", "HOME=/tmp", "-v", f"{shared}:/work/out"]
+    command = [*engine, "--read-only", "--tmpfs", "/tmp", "-e", "HOME=/tmp", "-v", f"{shared}:/srv/appo/out"]
     done = subprocess.run(
         [*command, container["image"], *words],
         stdout=subprocess.PIPE,
