@@ -98,6 +98,8 @@ def _told_by(story: Story, logs: Path) -> Iterator[None]:
         for reader in readers:
             reader.start()
         code = process.wait()
+        if code == 0:
+            _make_missing_outputs(full_command)
         for reader in readers:
             reader.join()
         running.discard(process)
@@ -152,6 +154,19 @@ def _called(command: list[str]) -> tuple[str, dict[str, Any]]:
     name = command[command.index("--function_to_execute") + 1]
     given = json.loads(command[command.index("--executor_input") + 1])
     return name, given.get("inputs", {}).get("parameterValues", {})
+
+
+def _make_missing_outputs(command: list[str]) -> None:
+    """An empty file where an output has none: Metrics live in metadata alone, and kfp's cache takes an output
+    without a file for one that was lost.
+    """
+    given = json.loads(command[command.index("--executor_input") + 1])
+    for output in given.get("outputs", {}).get("artifacts", {}).values():
+        for artifact in output.get("artifacts", []):
+            path = Path(artifact["uri"])
+            if "://" not in artifact["uri"] and not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
 
 
 def _environment(name: str) -> dict[str, str]:

@@ -68,6 +68,8 @@ class Weed:
                 "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}",
                 f"-filer.port={filer}", "-volume.max=100", "-master.volumeSizeLimitMB=64", "-s3",
                 f"-s3.port={self.port}", f"-s3.config={self._config}", "-s3.iam=false",
+                # Their default ports are fixed: two servers at a time would meet there.
+                "-s3.port.iceberg=0", "-s3.port.lance=0",
             ],
             stdout=self._log,
             stderr=self._log,

@@ -61,9 +61,8 @@ def comparing(seen: dict[str, Any]) -> Any:
 
     def compare(rollouts: Any) -> None:
         trainer = rollouts._trainer
-        prompts = [trainer.store.get(row["sample_id"], trainer._policy()) for row in trainer.train_dataset][
-            :8
-        ]
+        every = [trainer.store.get(row["sample_id"], trainer._policy()) for row in trainer.train_dataset]
+        seen["lengths"], prompts = [len(prompt.ids) for prompt in every], every[:8]
         seen["stale"] = greedy(rollouts, prompts)
         rollouts._synchronise()
         seen["vllm"], seen["ours"] = greedy(rollouts, prompts), greedy_of_transformers(trainer, prompts)
@@ -117,7 +116,8 @@ def test_appo_trains_on_vllms_rollouts_with_the_weights_of_every_step(bench: Ben
     assert ratios_are_near_one(bench)
     for line in bench.metrics():
         share = line["rollout/prefix_cache_hit_share"]
-        assert 3 / 4 * BLOCK_TOKENS / longest <= share <= 3 / 4 * BLOCK_TOKENS / shortest
+        # The first member of a group may find blocks too, where prompts begin alike: one more in four.
+        assert 3 / 4 * BLOCK_TOKENS / longest <= share <= BLOCK_TOKENS / shortest
         assert line["appo/weight_max"] >= 1
 
 
