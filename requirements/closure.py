@@ -1,5 +1,4 @@
-"""Part of a lock that some of appo's extras need: `python docker/closure.py EXTRA... >
-docker/data/requirements.lock`.
+"""Part of a lock that some of appo's extras need: `python requirements/closure.py EXTRA... > requirements/data.lock`.
 
 Reads the requirements of installed packages, so it runs in the environment of requirements/cpu.lock.
 """
@@ -13,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-LOCK = Path(__file__).parents[1] / "requirements" / "cpu.lock"
+LOCK = Path(__file__).with_name("cpu.lock")
 
 
 def main(extras: list[str]) -> None:
