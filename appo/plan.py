@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,49 @@ def ablation(recipe: Recipe, variants: Sequence[str]) -> list[tuple[Training, Re
         for algorithm in recipe.algorithms
         for name, changed in made.items()
     ]
+
+
+def data_overrides(
+    *,
+    quotas: Mapping[str, Any] | None = None,
+    data_seed: int = -1,
+    num_frames: int = 0,
+    fps: float = 0.0,
+    max_pixels: int = 0,
+) -> list[str]:
+    """The data parameters of a pipeline's run form -> overrides of the recipe; defaults leave it as it is.
+
+    Raises RecipeError naming parameter, value and remedy.
+    """
+    whole = {"data_seed": data_seed, "num_frames": num_frames, "max_pixels": max_pixels}
+    for name, value in {**whole, "fps": fps}.items():
+        keeps = -1 if name == "data_seed" else 0
+        if isinstance(value, bool) or not isinstance(value, int if name in whole else int | float):
+            raise RecipeError(f"{name}={value!r}: must be a {'whole ' if name in whole else ''}number")
+        if not keeps <= value < float("inf"):
+            raise RecipeError(f"{name}={value!r}: must be {keeps} (as the recipe says) or more")
+    if num_frames and fps:
+        raise RecipeError(f"num_frames={num_frames}, fps={fps!r}: give one of them, and 0 for the other")
+    made = [f"data.quotas={json.dumps(_whole(quotas), ensure_ascii=False)}"] if quotas else []
+    made += [f"data.seed={data_seed}"] if data_seed >= 0 else []
+    made += [f"video.num_frames={num_frames}", "video.fps=null"] if num_frames else []
+    made += [f"video.fps={fps}", "video.num_frames=null"] if fps else []
+    made += [f"video.max_pixels={max_pixels}"] if max_pixels else []
+    return made
+
+
+def _whole(quotas: Mapping[str, Any]) -> dict[str, int | str]:
+    """Quotas with counts as integers: a cluster's parameters know only floats."""
+    remedy = 'write it as {"STAR": 5000, "CLEVRER": "all"}'
+    if not isinstance(quotas, Mapping):
+        raise RecipeError(f"quotas={quotas!r}: must be an object of counts by source; {remedy}")
+    made: dict[str, int | str] = {}
+    for source, count in quotas.items():
+        number = isinstance(count, int | float) and not isinstance(count, bool)
+        if count != "all" and not (number and count >= 0 and count == int(count)):
+            raise RecipeError(f'quotas, {source}: {count!r} must be a count from 0 on, or "all"; {remedy}')
+        made[source] = "all" if count == "all" else int(count)
+    return made
 
 
 def layout(recipe: Recipe, storage: str) -> Layout:

@@ -44,6 +44,8 @@ class Done:
 
 def validate(recipe: str, overrides: Sequence[str], variants: Sequence[str] = ()) -> Recipe:
     """The first step: everything that can be refused without data or a GPU is refused here."""
+    from appo.data.sources import check_names
+
     resolved = plan.resolve(recipe, overrides)
     plan.ablation(resolved, variants)
     repeated = [seed for seed in resolved.training.seeds if resolved.training.seeds.count(seed) > 1]
@@ -52,6 +54,7 @@ def validate(recipe: str, overrides: Sequence[str], variants: Sequence[str] = ()
     if not resolved.training.seeds or not resolved.algorithms:
         raise RecipeError("algorithms, training.seeds: name at least one of each")
     resolved = _with_fingerprint(resolved)
+    check_names(resolved)
     print(
         f"recipe {resolved.name} ({resolved.digest}): {', '.join(resolved.algorithms)} "
         f"x seeds {', '.join(map(str, resolved.training.seeds))}"

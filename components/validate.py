@@ -1,6 +1,6 @@
 """First steps: a recipe's name and overrides -> resolved recipes, and the list of trainings. Needs no GPU."""
 
-from typing import Dict, List, NamedTuple  # noqa: UP035 - KFP reads these annotations
+from typing import Any, Dict, List, NamedTuple  # noqa: UP035 - KFP reads these annotations
 
 from kfp import dsl
 
@@ -14,13 +14,21 @@ def validate(
     algorithm: str = "",
     seed: int = -1,
     variants: List[str] = [],  # noqa: B006, UP006
+    quotas: Dict[str, Any] = {},  # noqa: B006, UP006
+    data_seed: int = -1,
+    num_frames: int = 0,
+    fps: float = 0.0,
+    max_pixels: int = 0,
 ) -> NamedTuple("Resolved", [("recipe", str), ("assembly", str), ("base", str)]):
     """Refuse what cannot run; hand on only what each step reads, so that equal work is found in the cache."""
     from appo import plan, steps
 
+    data = plan.data_overrides(
+        quotas=quotas, data_seed=data_seed, num_frames=num_frames, fps=fps, max_pixels=max_pixels
+    )
     narrowed = [f"algorithms=[{algorithm}]"] if algorithm else []
     narrowed += [f"training.seeds=[{seed}]"] if seed >= 0 else []
-    resolved = steps.validate(recipe, [*overrides, *narrowed], variants)
+    resolved = steps.validate(recipe, [*overrides, *data, *narrowed], variants)
     return (
         resolved.to_yaml(),
         plan.assembly_recipe(resolved).to_yaml(),

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from pipelines.compile import compile_pipeline
+from pipelines.parameters import overrides_of
 
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 DIGEST = "appo-digest: "
@@ -46,9 +47,13 @@ class Order:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
-        """Values of the pipeline's parameters; the recipe goes as text when the images cannot know it."""
+        """Values of the pipeline's parameters; the recipe goes as text when the images cannot know it.
+
+        Raises RecipeError for a recipe or parameters of the data that the first step would refuse.
+        """
         from appo.config import load_recipe, recipe_names
 
+        load_recipe(self.recipe, [*self.overrides, *overrides_of(self.parameters)])
         shipped = self.recipe in recipe_names() and not self.overrides
         recipe = self.recipe if shipped else load_recipe(self.recipe, self.overrides).to_json()
         return {"recipe": recipe, "storage": self.storage, **self.parameters}

@@ -41,6 +41,7 @@ def run(
     from pipelines import catalog
     from pipelines.console import Story
     from pipelines.local import run_graph
+    from pipelines.parameters import overrides_of
 
     if data is not None:
         if not data.is_file():
@@ -51,18 +52,18 @@ def run(
             *overrides,
         ]
     given = _parameters(parameters)
-    resolved = steps.validate(
-        recipe, overrides, given.get("variants", ())
-    )  # refused here, before a folder is made
+    # Refused here, before a folder is made.
+    resolved = steps.validate(recipe, [*overrides, *overrides_of(given)], given.get("variants", ()))
+    graph = catalog.build(name, resolved.cluster.model_copy(update={"local": True}))
+    given = _fitting(graph, given)
     folder = (folder or Path("runs") / resolved.name).resolve()
     if fresh and folder.exists():
         shutil.rmtree(folder)
     if resolved.tracking.uri is None:
         os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-    cluster = resolved.cluster.model_copy(update={"local": True})
     with Story() as story:
         run_graph(
-            catalog.build(name, cluster),
+            graph,
             {"recipe": resolved.to_yaml(), "storage": str(folder), **given},
             folder=folder,
             story=story,
@@ -122,6 +123,19 @@ def _parameters(words: list[str]) -> dict[str, Any]:
             raise typer.BadParameter(f"--parameter {word}: write it as NAME=VALUE")
         given[name] = yaml.safe_load(value)
     return given
+
+
+def _fitting(graph: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The parameters as KFP takes them: only the graph's own, and `2` for a float as 2.0."""
+    inputs = graph.component_spec.inputs
+    if unknown := sorted(set(given) - set(inputs)):
+        raise typer.BadParameter(
+            f"--parameter {unknown[0]}: {graph.name} has none of this name; known are {', '.join(inputs)}"
+        )
+    return {
+        name: float(value) if isinstance(value, int) and inputs[name].type == "Float" else value
+        for name, value in given.items()
+    }
 
 
 def _say_results(folder: Path, report: Path) -> None:

@@ -1,12 +1,13 @@
 """New data -> a challenger, and a champion that changes only on evidence. Meant for a schedule."""
 
-from typing import List  # noqa: UP035 - KFP reads these annotations
+from typing import Any, Dict, List  # noqa: UP035 - KFP reads these annotations
 
 from kfp import dsl
 
 from appo.config import Cluster
 from components import assemble, base_model, evaluate_challenger, gate, plan_trainings, promote, validate
 from pipelines.blocks import CONFIG, closing, train_one
+from pipelines.parameters import described
 from pipelines.pods import always, for_evaluation, for_training, light
 
 # As in train_and_evaluate: a drop-down.
@@ -17,12 +18,18 @@ def retrain(cluster: Cluster) -> dsl.base_component.BaseComponent:
     """The graph with the pods that `cluster` asks for."""
 
     @dsl.pipeline(name="retrain", display_name="Retrain, and promote on evidence", pipeline_config=CONFIG)
+    @described
     def graph(
         algorithm: str = "appo",
         margin: float = 0.01,
         recipe: str = "demo",
         overrides: List[str] = [],  # noqa: B006, UP006
         storage: str = "s3://appo/runs",
+        quotas: Dict[str, Any] = {},  # noqa: B006, UP006
+        data_seed: int = -1,
+        num_frames: int = 0,
+        fps: float = 0.0,
+        max_pixels: int = 0,
     ):
         """Train a challenger when the data changed, and promote it only when it is better beyond the seeds'
         noise.
@@ -30,12 +37,20 @@ def retrain(cluster: Cluster) -> dsl.base_component.BaseComponent:
         Args:
             algorithm: What to train with.
             margin: By how much accuracy (0 to 1) a challenger must be better, beyond the noise of the seeds.
-            recipe: Name of a shipped recipe (appo recipe list), or the text of one in YAML or JSON.
             overrides: Values to change, such as ["training.seeds=[0, 1, 2]"].
-            storage: Folder or s3:// prefix below which all files of the run lie.
         """
         with closing(storage, cluster):
-            resolved = always(light(validate(recipe=recipe, overrides=overrides, algorithm=algorithm)))
+            resolved = validate(
+                recipe=recipe,
+                overrides=overrides,
+                algorithm=algorithm,
+                quotas=quotas,
+                data_seed=data_seed,
+                num_frames=num_frames,
+                fps=fps,
+                max_pixels=max_pixels,
+            )
+            always(light(resolved))
             checked = resolved.outputs["recipe"]
             assembled = light(assemble(recipe=resolved.outputs["assembly"], storage=storage))
             manifest = assembled.outputs["manifest"]

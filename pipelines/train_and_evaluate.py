@@ -1,12 +1,13 @@
 """One algorithm, one seed: the run that a person starts from the form in Kubeflow's pages."""
 
-from typing import List  # noqa: UP035 - KFP reads these annotations
+from typing import Any, Dict, List  # noqa: UP035 - KFP reads these annotations
 
 from kfp import dsl
 
 from appo.config import Cluster
 from components import validate
 from pipelines.blocks import CONFIG, closing, train_all
+from pipelines.parameters import described
 from pipelines.pods import always, light
 
 # A drop-down in the form that starts a run. The compiled format knows it, the SDK's annotations do not yet.
@@ -19,24 +20,38 @@ def train_and_evaluate(cluster: Cluster) -> dsl.base_component.BaseComponent:
     @dsl.pipeline(
         name="train-and-evaluate", display_name="Train one algorithm and evaluate it", pipeline_config=CONFIG
     )
+    @described
     def graph(
         algorithm: str = "appo",
         seed: int = 0,
         recipe: str = "demo",
         overrides: List[str] = [],  # noqa: B006, UP006
         storage: str = "s3://appo/runs",
+        quotas: Dict[str, Any] = {},  # noqa: B006, UP006
+        data_seed: int = -1,
+        num_frames: int = 0,
+        fps: float = 0.0,
+        max_pixels: int = 0,
     ):
         """Train one algorithm with one seed and evaluate it beside the weights it started from.
 
         Args:
             algorithm: What to train with.
             seed: Of sampling, shuffling and initialisation; 0 or more.
-            recipe: Name of a shipped recipe (appo recipe list), or the text of one in YAML or JSON.
             overrides: Values to change, such as ["training.learning_rate=1e-6"].
-            storage: Folder or s3:// prefix below which all files of the run lie.
         """
         with closing(storage, cluster):
-            checked = validate(recipe=recipe, overrides=overrides, algorithm=algorithm, seed=seed)
+            checked = validate(
+                recipe=recipe,
+                overrides=overrides,
+                algorithm=algorithm,
+                seed=seed,
+                quotas=quotas,
+                data_seed=data_seed,
+                num_frames=num_frames,
+                fps=fps,
+                max_pixels=max_pixels,
+            )
             train_all(always(light(checked)), storage, cluster)
 
     return graph

@@ -7,6 +7,8 @@ from pathlib import Path
 from appo.config import Recipe
 from appo.data.sources.base import SourceData
 
+NAMES = ("key_moment",)
+
 
 def read(recipe: Recipe, folder: Path) -> SourceData:
     """Write the videos into `folder`. Equal settings and seed give equal files, so writing again changes

@@ -28,6 +28,7 @@ from appo.data.sources.base import (
 from appo.storage import StorageError, read_bytes
 
 SOURCE, KIND = "NExT-GQA", "temporal grounding"
+NAMES = (SOURCE,)
 MAP_FILE = "map_vid_vidorID.json"
 
 

@@ -20,6 +20,7 @@ from appo.data.sources.base import Reject, Row, SourceData, annotations_of, read
 from appo.storage import open_binary, read_bytes
 
 SOURCE = "PerceptionTest"
+NAMES = (SOURCE,)
 
 
 def read(recipe: Recipe, folder: Path) -> SourceData:

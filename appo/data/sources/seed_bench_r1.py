@@ -19,6 +19,7 @@ from appo.data.sources.base import SourceData, annotations_of, number_or_none, r
 from appo.data.subset import rank
 
 SOURCE, WRONG_OPTIONS = "SEED-Bench-R1", 3
+NAMES = (SOURCE,)
 
 
 def read(recipe: Recipe, folder: Path) -> SourceData:

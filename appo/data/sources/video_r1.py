@@ -27,7 +27,7 @@ from appo.data.sources.base import (
     without_letter,
 )
 
-CANONICAL = ("LLaVA-Video-178K", "STAR", "PerceptionTest", "NeXT-QA", "CLEVRER")
+NAMES = ("LLaVA-Video-178K", "STAR", "PerceptionTest", "NeXT-QA", "CLEVRER")
 LETTERED = ("multiple choice", "temporal grounding")
 
 
@@ -35,7 +35,7 @@ def fold(name: str) -> str:
     """`"NExT-QA"`, `"NextQA"`, `"Next_QA/30_60_s"` -> `"NeXT-QA"`; an unknown name as it is."""
     head = name.strip().removeprefix("./").split("/")[0]
     key = re.sub(r"[^a-z0-9]", "", head.lower())
-    return next((known for known in CANONICAL if re.sub(r"[^a-z0-9]", "", known.lower()) == key), head)
+    return next((known for known in NAMES if re.sub(r"[^a-z0-9]", "", known.lower()) == key), head)
 
 
 def read(recipe: Recipe, folder: Path) -> SourceData:
