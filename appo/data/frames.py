@@ -7,22 +7,26 @@ workers.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from appo.config import Recipe, Video
+from appo.data.clips import WHOLE, Clip, clip_of, decode_folder
 from appo.data.manifest import Manifest, ManifestError
 from appo.data.media import MediaRoot, Medium
 from appo.data.schema import VideoSample
 from appo.data.shards import ROW_GROUP_BYTES, EncodedFrames, decode, row_from, shard_index
 from appo.data.video import VideoError, VideoFrames, decode_bytes, decode_video, fit_size, resize
-from appo.storage import StorageError, is_s3, open_binary
+from appo.storage import StorageError, is_s3, open_binary, sha256_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,6 +42,10 @@ class FrameSource(Protocol):
 
     def image(self, sample: VideoSample) -> Image | None:
         """The image beside the video in the prompt, scaled to the pixel budget; None without one."""
+        ...
+
+    def identity(self, sha256: str) -> str:
+        """Names the pixels that this source makes of the file with this hash: equal names, equal pixels."""
         ...
 
 
@@ -70,14 +78,34 @@ class DecodedFrames:
     def load(self, sample: VideoSample) -> VideoFrames:
         if sample.video is None:
             raise VideoError(sample.id, "has no video, only an image")
-        return decode_medium(self._root.find(sample.video), self._video)
+        medium = self._find(sample.video, sample.video_sha256)
+        return decode_medium(medium, self._video, clip_of(sample))
 
     def image(self, sample: VideoSample) -> Image | None:
-        return (
-            None
-            if sample.image is None
-            else as_image(decode_image(self._root.find(sample.image), self._video))
-        )
+        if sample.image is None:
+            return None
+        return as_image(decode_image(self._find(sample.image, image_sha256(sample)), self._video))
+
+    def identity(self, sha256: str) -> str:
+        settings = json.dumps(self._video.model_dump(mode="json"), sort_keys=True)
+        return f"decoded-{hashlib.sha256(settings.encode()).hexdigest()[:16]}/{sha256}"
+
+    def _find(self, name: str, sha256: str | None) -> Medium:
+        """The file, refused when it is no longer the one in the manifest: its pixels go by that one's name."""
+        medium = self._root.find(name)
+        if sha256 is None:
+            return medium
+        if medium.local is None:
+            medium = replace(medium, data=medium.read())  # over the network: once
+        with medium.open() as file:
+            found = sha256_of(file)
+        if found != sha256:
+            raise VideoError(
+                medium.uri,
+                f"changed since the set was assembled (sha256 {found[:12]}..., was {sha256[:12]}...); "
+                "assemble again",
+            )
+        return medium
 
 
 class ShardFrames:
@@ -107,8 +135,12 @@ class ShardFrames:
         return decode(self.row(sample.video_sha256, sample.id))
 
     def image(self, sample: VideoSample) -> Image | None:
-        key = sample.extra.get("image_sha256")
+        key = image_sha256(sample)
         return None if key is None else as_image(decode(self.row(key, sample.id)).frames[0])
+
+    def identity(self, sha256: str) -> str:
+        # The folder's name is a digest of every setting that changes a stored frame.
+        return f"{self._place.rpartition('/')[2]}/{sha256}"
 
     def row(self, key: str, name: str) -> EncodedFrames:
         """The stored row of a file; `name` stands in the error."""
@@ -147,6 +179,11 @@ class ShardFrames:
         for shard, keys, each in list_rows(self._place, skip=known):
             for at, key in enumerate(keys):
                 self._rows.setdefault(key, (shard, at // each))
+
+
+def image_sha256(sample: VideoSample) -> str | None:
+    """Of the image beside the video, as assembly wrote it down; None without one."""
+    return sample.extra.get("image_sha256")
 
 
 def list_rows(place: str, *, skip: Collection[str] = ()) -> Iterator[tuple[str, list[str], int]]:
@@ -190,11 +227,13 @@ def open_shard(shard: str) -> Any:
 _kept_open = lru_cache(maxsize=OPEN_SHARDS)(open_shard)
 
 
-def decode_medium(medium: Medium, video: Video) -> VideoFrames:
-    """Decode a video where it lies: by path when it is a local file, else from its bytes."""
-    if medium.local is not None:
-        return decode_video(medium.local, video)
-    return decode_bytes(medium.read(), video, name=medium.uri)
+def decode_medium(medium: Medium, video: Video, clip: Clip = WHOLE) -> VideoFrames:
+    """Decode a video where it lies: by path when it is a local file or folder of frames, else from its bytes."""
+    if medium.local is None:
+        return decode_bytes(medium.read(), video, name=medium.uri, part=clip.part)
+    if medium.local.is_dir():
+        return decode_folder(medium.local, video, clip)
+    return decode_video(medium.local, video, clip.part)
 
 
 def decode_image(medium: Medium, video: Video) -> np.ndarray:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 from appo.data.archives import Entry, is_archive, list_entries, read_entry
+from appo.data.clips import folder_sha256, folder_stamp, is_frame_folder
 from appo.storage import (
     StorageError,
     UnsafePath,
@@ -39,15 +40,18 @@ class RootError(StorageError):
 @dataclass(frozen=True, slots=True)
 class Medium:
     """Where one file's bytes are; small, so that it can be sent to a worker. stamp: changes with the
-    contents.
+    contents. data: the bytes themselves, once they were fetched.
     """
 
     uri: str
     stamp: str
     local: Path | None = None
     entry: Entry | None = None
+    data: bytes | None = field(default=None, repr=False)
 
     def read(self) -> bytes:
+        if self.data is not None:
+            return self.data
         return read_entry(self.entry) if self.entry is not None else read_bytes(self.local or self.uri)
 
     def open(self) -> BinaryIO:
@@ -55,7 +59,7 @@ class Medium:
 
     def sha256(self) -> str:
         assert self.local is not None
-        return sha256_file(self.local)
+        return folder_sha256(self.local) if self.local.is_dir() else sha256_file(self.local)
 
 
 class MediaRoot:
@@ -89,6 +93,8 @@ class MediaRoot:
                 if path.is_file():
                     status = path.stat()
                     return Medium(str(path), f"{status.st_size}-{status.st_mtime_ns}", local=path)
+                if is_frame_folder(path):
+                    return Medium(str(path), folder_stamp(path), local=path)
                 if path.exists():
                     raise MediaMissing(f"{path}: is not a regular file")
         if entry := self._find_entry(relative):

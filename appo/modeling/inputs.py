@@ -6,7 +6,10 @@ positions, and which token belongs to which frame. The seconds per temporal patc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +84,16 @@ def build_inputs(
     image: Image | None,
     *,
     template: str,
+    grids: Mapping[str, Tensor] | None = None,
 ) -> PromptInputs:
     """Tokenize one prompt with its frames as they were sampled (the processor neither samples nor scales them).
 
-    model: supplies the rotary positions; see `appo.modeling.positions.install`. Raises ValueError when the processor
-    makes another number of temporal patches than the frames have.
+    model: supplies the rotary positions; see `appo.modeling.positions.install`. grids: "video" and "image" -> (1, 3),
+    where their features are at hand: of `frames` and `image` only the number and times are then read, and the prompt
+    has no pixels. Raises ValueError when the processor makes another number of temporal patches than the frames have.
     """
+    if grids is not None:
+        processor = _without_pixels(processor, grids)
     messages = prompt_messages(
         sample,
         template,
@@ -138,6 +145,42 @@ def build_inputs(
         seconds_per_grid=seconds,
         timestamps_s=() if frames is None else tuple(float(t) for t in frames.timestamps_s),
     )
+
+
+def pixel_settings(processor: Any) -> str:
+    """Digest of what makes pixels of frames beside the frames: equal digests, equal pixels."""
+    import transformers
+
+    parts = [transformers.__version__]
+    for part in (processor.video_processor, processor.image_processor):
+        parts.append(json.dumps(part.to_dict(), sort_keys=True, default=str))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _without_pixels(processor: Any, grids: Mapping[str, Tensor]) -> Any:
+    """The processor with known grids in place of the parts that make them from pixels."""
+    made = copy.copy(processor)
+    for kind, pixels in (("video", "pixel_values_videos"), ("image", "pixel_values")):
+        if kind in grids:
+            part = getattr(processor, f"{kind}_processor")
+            setattr(made, f"{kind}_processor", _KnownGrid(part, pixels, f"{kind}_grid_thw", grids[kind]))
+    return made
+
+
+class _KnownGrid:
+    """Answers a processor's call as its video or image processor does, without looking at a pixel."""
+
+    def __init__(self, part: Any, pixels: str, grid_name: str, grid_thw: Tensor):
+        self._part = part
+        self._found = {pixels: torch.empty(0, 0), grid_name: grid_thw}
+
+    def __call__(self, _: Any, *, video_metadata: Any = None, **__: Any) -> dict[str, Any]:
+        return (
+            dict(self._found) if video_metadata is None else {**self._found, "video_metadata": video_metadata}
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)  # merge_size, temporal_patch_size
 
 
 def stripped(inputs: PromptInputs) -> PromptInputs:

@@ -14,7 +14,7 @@ import torch
 
 from appo.data.schema import VideoSample
 from appo.modeling import feature_cache, features
-from appo.modeling.feature_cache import FeatureCache, packed, tower_revision, unpacked
+from appo.modeling.feature_cache import Encoded, FeatureCache, packed, tower_revision, unpacked
 from appo.modeling.feature_files import open_files
 from appo.modeling.inputs import PromptInputs, Vision, stripped
 from appo.storage import StorageError
@@ -119,7 +119,7 @@ def test_damaged_entries_are_computed_again(tmp_path, model, damage):
         {
             "truncated": data[: len(data) // 2],
             "flipped": data[:-1] + bytes([data[-1] ^ 1]),
-            "other key": packed(expected + 1, "0" * 64),
+            "other key": packed(Encoded(expected + 1), "0" * 64),
             "empty": b"",
             "text": b"not a tensor file, and longer than eight bytes",
         }[damage]
@@ -134,13 +134,19 @@ def test_packing_keeps_every_bit():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         numbers = torch.randn(5, 7).to(dtype)
         numbers[0, :3] = torch.tensor([float("inf"), float("nan"), -0.0])
-        found = unpacked(packed(numbers, "k"), "k")
+        facts = {"grid_thw": [[3, 4, 4]], "timestamps_s": [0.1, 1 / 3, 1e-17]}
+        entry = unpacked(packed(Encoded(numbers, facts), "k"), "k")
+        found = entry.features
+        assert entry.facts == facts
         assert found.dtype == dtype
         assert torch.equal(found.view(torch.uint8), numbers.view(torch.uint8))
 
 
 def test_disk_stays_within_its_bound_and_keeps_what_was_used_last(tmp_path, model):
-    size = len(packed(cache_at(None, model).encode(prompt(), model).video.features, "k" * 64))
+    with_facts = Encoded(
+        cache_at(None, model).encode(prompt(), model).video.features, {"grid_thw": [[3, 4, 4]]}
+    )
+    size = len(packed(with_facts, "k" * 64))
     limit = int(size * 6.5)
     cache = cache_at(tmp_path, model, limit=limit, memory=1)
     for seed in range(12):
@@ -159,7 +165,7 @@ def test_memory_stays_within_its_bound(model):
     cache = cache_at(None, model, memory=3 * one)
     for seed in range(5):
         cache.encode(prompt(seed), model)
-    assert cache._memory_bytes == 3 * one == sum(t.nbytes for t in cache._memory.values())
+    assert cache._memory_bytes == 3 * one == sum(e.features.nbytes for e in cache._memory.values())
     cache.encode(prompt(4), model)
     assert cache.counts.memory == 1
     cache.encode(prompt(0), model)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from dataclasses import fields, replace
+
 import pytest
 import torch
+from PIL import Image
 
-from appo.data.frames import open_frames
+from appo.data.frames import DecodedFrames, ShardFrames, open_frames
 from appo.data.manifest import read_manifest
+from appo.data.video import VideoError
 from appo.modeling import feature_cache
+from appo.modeling.inputs import PromptInputs, Vision
 from appo.modeling.loading import load_policy, load_processor
 from appo.training.feature_fill import fill
 from appo.training.store import PromptStore
@@ -34,9 +41,10 @@ def test_a_filled_cache_is_all_that_training_needs(bench: Bench, monkeypatch):
     bench.train("appo", name="without")
 
     def never(*_):
-        raise AssertionError("the tower ran, although every feature is stored")
+        raise AssertionError("the tower ran or a frame was read, although every feature is stored")
 
     monkeypatch.setattr(feature_cache.vision_features, "encode", never)
+    monkeypatch.setattr(ShardFrames, "load", never)
     summary = bench.train("appo", place, name="with")
     assert any("kept in memory and" in part for part in summary.active_parts)
     assert largest_difference(bench.weights("with"), bench.weights("without")) == 0
@@ -66,6 +74,94 @@ def test_prompts_are_the_same_under_any_bound(bench: Bench, overrides):
             assert torch.equal(found.video.features, expected.video.features)
     if cache is not None and len(overrides) == 2:
         assert cache.counts.computed == len(ids)  # the second time from the folder
+
+
+def assert_equal(found: PromptInputs, expected: PromptInputs) -> None:
+    """Everything but pixels, of which both have none, and their empty tensor's width."""
+    for name in (field.name for field in fields(PromptInputs)):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        if isinstance(theirs, Vision):
+            assert ours.key == theirs.key
+            assert torch.equal(ours.grid_thw, theirs.grid_thw)
+            assert torch.equal(ours.features, theirs.features)
+            assert len(ours.pixels) == len(theirs.pixels) == 0
+        elif isinstance(theirs, torch.Tensor):
+            assert torch.equal(ours, theirs), name
+        else:
+            assert ours == theirs, name
+
+
+@pytest.fixture
+def film(bench: Bench, tmp_path):
+    """A folder with a video and an image, a sample of both with their hashes, and stores that decode them."""
+    manifest = read_manifest(bench.manifest)
+    sample = manifest.split("train")[0]
+    (tmp_path / "root").mkdir()
+    shutil.copy(manifest.locate(sample), tmp_path / "root" / "film.mp4")
+    Image.linear_gradient("L").resize((56, 28)).save(tmp_path / "root" / "still.png")
+    hashes = {
+        n: hashlib.sha256((tmp_path / "root" / n).read_bytes()).hexdigest() for n in ("film.mp4", "still.png")
+    }
+    sample = replace(
+        sample,
+        video="film.mp4",
+        image="still.png",
+        video_sha256=hashes["film.mp4"],
+        extra={"image_sha256": hashes["still.png"]},
+    )
+    recipe = bench.recipe(f"training.feature_cache_dir={tmp_path / 'features'}")
+    model, processor = load_policy(str(bench.model), recipe.model), load_processor(str(bench.model))
+
+    def prompt(sample, *overrides: str, processor=processor):
+        settings = bench.recipe(f"training.feature_cache_dir={tmp_path / 'features'}", *overrides)
+        cache = feature_cache.open_cache(settings, model)
+        frames = DecodedFrames(str(tmp_path / "root"), settings.video)
+        store = PromptStore([sample], frames, processor, settings, cache=cache)
+        return store.get(sample.id, model), cache.counts
+
+    prompt.sample, prompt.root, prompt.processor = sample, tmp_path / "root", processor
+    return prompt
+
+
+@pytest.mark.parametrize("template", ["bare", "grounding"])
+def test_a_named_hit_reads_no_file_and_gives_the_same_prompt(film, template):
+    template = f"data.template={template}"
+    expected, counts = film(film.sample, template)
+    assert (counts.computed, counts.stored) == (2, 0)
+    shutil.rmtree(film.root)
+    found, counts = film(film.sample, template)
+    assert (counts.computed, counts.stored) == (0, 2)
+    assert_equal(found, expected)
+
+
+def test_what_has_no_hash_goes_by_its_pixels(film):
+    expected, _ = film(film.sample)
+    nameless = replace(film.sample, video_sha256=None)
+    first, counts = film(nameless)
+    assert (counts.computed, counts.stored) == (1, 1)
+    assert torch.equal(first.video.features, expected.video.features)
+    assert first.video.key != expected.video.key
+    _, counts = film(nameless)
+    assert (counts.computed, counts.stored) == (0, 2)
+
+
+def test_other_sampling_and_scaling_have_other_names(film):
+    expected, _ = film(film.sample)
+    fewer, counts = film(film.sample, "video.num_frames=8")
+    assert counts.computed == 2
+    assert fewer.num_frames == 4
+    other = load_processor(str(film.processor.tokenizer.name_or_path))
+    other.video_processor.image_mean = [0.0, 0.0, 0.0]
+    scaled, counts = film(film.sample, processor=other)
+    assert counts.computed >= 1
+    assert not torch.equal(scaled.video.features, expected.video.features)
+
+
+def test_a_file_that_is_not_the_manifests_is_refused_before_it_takes_its_name(film):
+    with (film.root / "film.mp4").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(VideoError, match=r"film\.mp4: changed since the set was assembled.*assemble again"):
+        film(film.sample)
 
 
 def test_filling_what_keeps_nothing_is_refused(bench: Bench):
