@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import signal
 import threading
@@ -74,7 +75,7 @@ def train_job(
                 "image": image,
                 "numNodes": cluster.nodes,
                 "command": ["python3", "-m", "appo.node"],
-                "env": [{"name": "APPO_STEP", "value": json.dumps(dict(step), sort_keys=True)}],
+                "env": _variables(step, image),
                 "resourcesPerNode": {"requests": size, "limits": size},
             },
             "runtimePatches": [
@@ -89,6 +90,16 @@ def train_job(
             ],
         },
     }
+
+
+def _variables(step: Mapping[str, Any], image: str) -> list[dict[str, str]]:
+    """What to do, and what MLflow's tags say about where a run comes from; the exit handler closes runs by
+    the latter.
+    """
+    variables = {"APPO_STEP": json.dumps(dict(step), sort_keys=True), "APPO_IMAGE": image}
+    if run_id := os.environ.get("KFP_RUN_ID"):
+        variables["KFP_RUN_ID"] = run_id
+    return [{"name": name, "value": value} for name, value in variables.items()]
 
 
 def _pods(cluster: Cluster) -> dict[str, Any]:

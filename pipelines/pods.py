@@ -17,6 +17,8 @@ SECRETS = {
     "appo-mlflow": {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"},
 }
 USER = 1000
+# The annotation of each pod that names its image, registry and tag included.
+IMAGE = "appo.dev/image"
 
 
 def light(task: dsl.PipelineTask) -> dsl.PipelineTask:
@@ -69,6 +71,10 @@ def _common(task: dsl.PipelineTask) -> None:
         kubernetes.use_secret_as_env(task, name, keys, optional=True)
     # Kubeflow labels every pod with its run; MLflow's runs carry it as a tag.
     kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
+    # MLflow's runs carry the image as well. By way of the pod's metadata: a plain variable would also be set by
+    # the local runner, which uses no image. The revision stands in the image itself (docker/Dockerfile).
+    kubernetes.add_pod_annotation(task, IMAGE, task.container_spec.image)
+    kubernetes.use_field_path_as_env(task, "APPO_IMAGE", f"metadata.annotations['{IMAGE}']")
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     kubernetes.empty_dir_mount(task, "scratch", "/scratch")
 

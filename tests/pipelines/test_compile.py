@@ -78,6 +78,10 @@ def test_images_and_pods_follow_the_settings(tmp_path: Path) -> None:
     assert pod["nodeSelector"]["labels"] == {"pool": "h200"}
     assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert pod["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "video"}
+    # Which image a run came from: into the pod's metadata, from there into the variable that MLflow's tags read.
+    assert pod["podMetadata"]["annotations"] == {"appo.dev/image": train["image"]}
+    fields = {field["name"]: field["fieldPath"] for field in pod["fieldPathAsEnv"]}
+    assert fields["APPO_IMAGE"] == "metadata.annotations['appo.dev/image']"
     assert pod["imagePullSecret"][0]["secretName"] == "registry"
 
 

@@ -50,14 +50,18 @@ def run(deadline_s: float = 20) -> None:
     trainjob.run_train_job(job(), namespace="appo", deadline_s=deadline_s, poll_s=0.05)
 
 
-def test_the_job_asks_for_what_the_recipe_says() -> None:
+def test_the_job_asks_for_what_the_recipe_says(monkeypatch) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", "0a1b")
     made = job()["spec"]
     trainer = made["trainer"]
     assert made["runtimeRef"]["name"] == "appo-torch-distributed"
     assert made["activeDeadlineSeconds"] == 3 * 3600
     assert trainer["numNodes"] == 2
     assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == "8"
-    assert json.loads(trainer["env"][0]["value"]) == STEP
+    variables = {variable["name"]: variable["value"] for variable in trainer["env"]}
+    assert json.loads(variables.pop("APPO_STEP")) == STEP
+    # The exit handler finds what a run left open in MLflow by its KFP run, the reader of a report by its image.
+    assert variables == {"APPO_IMAGE": "reg.example/train:1", "KFP_RUN_ID": "0a1b"}
     (patch,) = made["runtimePatches"]
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = node["template"]["spec"]["template"]["spec"]
