@@ -2,9 +2,9 @@
 
 A row is found by the SHA-256 of the video it was decoded from, inside a folder named for the sampling and
 encoding settings: a recipe that changes quotas, splits or questions finds its frames again, one that changes
-sampling uses another folder. The files are plain Parquet with the features that
-`datasets.load_dataset("parquet", ...)` reads. Images of frames hold `frames_per_image` frames one above the
-other: one PNG for a whole small video decodes ten times as fast as sixteen; JPEG keeps a frame an image,
+sampling uses another folder. The files are those of `datasets`, written without it (docs/data.md says why; a test
+compares the schemas): `load_dataset("parquet", ...)` reads them. Images of frames hold `frames_per_image` frames one
+above the other: one PNG for a whole small video decodes ten times as fast as sixteen; JPEG keeps a frame an image,
 because its blocks would bleed across the seams.
 """
 
@@ -119,7 +119,7 @@ def decode(row: EncodedFrames) -> VideoFrames:
 
 
 def shard_schema() -> pa.Schema:
-    """The Arrow schema, with the description that `datasets` keeps in it."""
+    """The Arrow schema that `datasets.Features` of these columns make, with the description it keeps in it."""
     import pyarrow as pa
 
     columns = {

@@ -20,7 +20,7 @@ from appo.config import Recipe
 from appo.data.assemble import Assembled, DataQualityError, assemble
 from appo.data.frames import open_frames
 from appo.data.manifest import ManifestError, read_manifest
-from appo.data.shards import shard_paths
+from appo.data.shards import decode, row_from, shard_paths, shard_schema
 from appo.data.subset import QuotaError
 from appo.data.video import decode_video
 from tests.data_room.clips import write_clip, write_sound
@@ -376,6 +376,7 @@ def _lines(path: Path) -> int:
 
 
 def test_shards_are_ordinary_datasets(annotations: Path, clips: Path, tmp_path: Path) -> None:
+    """`datasets` finds its own schema in them, and the very frames that decoding gives."""
     import datasets
 
     recipe = recipe_of(tmp_path, *settings(annotations, clips, "data.limit=3"))
@@ -383,8 +384,23 @@ def test_shards_are_ordinary_datasets(annotations: Path, clips: Path, tmp_path: 
     loaded = datasets.load_dataset(
         "parquet", data_files=f"{manifest.frames}/*.parquet", split="train", cache_dir=str(tmp_path / "hf")
     )
-    assert set(loaded["key"]) == {sample.video_sha256 for sample in manifest.samples}
-    assert loaded.features["images"] == datasets.List(datasets.Value("binary"))
+    value, many = datasets.Value, datasets.List
+    features = datasets.Features(
+        key=value("string"), images=many(value("binary")), frames_per_image=value("int32"),
+        timestamps_s=many(value("float64")), frame_indices=many(value("int64")), height=value("int32"),
+        width=value("int32"), duration_s=value("float64"), total_frames=value("int64"),
+    )  # fmt: skip
+    assert loaded.features == features
+    assert shard_schema().equals(features.arrow_schema, check_metadata=True)
+    rows = {record["key"]: row_from(record) for record in loaded}
+    assert rows.keys() == {sample.video_sha256 for sample in manifest.samples}
+    for sample in manifest.samples:
+        frames, direct = (
+            decode(rows[sample.video_sha256]),
+            decode_video(manifest.locate(sample), recipe.video),
+        )
+        np.testing.assert_array_equal(frames.frames, direct.frames)
+        np.testing.assert_array_equal(frames.timestamps_s, direct.timestamps_s)
 
 
 def test_damaged_shard_is_named(annotations: Path, clips: Path, tmp_path: Path) -> None:
