@@ -29,7 +29,7 @@ demo: $(READY) ## the whole pipeline on this machine: videos, GRPO, DAPO, APPO, 
 
 test: $(READY) ## import contracts and every test
 	@$(BIN)/lint-imports --no-cache >/tmp/lint-imports.$$$$.log 2>&1 || { cat /tmp/lint-imports.$$$$.log; exit 1; }; rm -f /tmp/lint-imports.$$$$.log
-	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 quick: $(READY) ## the tests that need neither training nor engines nor servers
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow" $(ARGS)

@@ -17,6 +17,7 @@ from appo import plan
 from appo.config import Recipe, RecipeError
 from appo.folders import Mirror, fetch_folder, local_folder, publish_folder
 from appo.plan import Training
+from appo.startup import heavy_imports
 from appo.storage import StorageError, open_binary, read_bytes, sha256_of, write_atomic
 
 
@@ -97,7 +98,8 @@ def base_model(recipe: Recipe, storage: str, *, manifest: str) -> Done:
     if recipe.model.path is not None:
         print(f"base model: {recipe.model.path}")
         return Done(location=recipe.model.path, metadata={"made_here": False}, text=recipe.model.path)
-    from appo.training.warm_start import warm_start
+    with heavy_imports():
+        from appo.training.warm_start import warm_start
 
     place = Place(plan.layout(recipe, storage).base)
     if not (place.local / "summary.json").is_file():

@@ -174,7 +174,7 @@ def _environment(name: str) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     threads = max(1, cores // PARALLEL) if name == "train" else cores
     return {
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "PYTHONUNBUFFERED": "1",
         "FORCE_COLOR": "1",
         "COLUMNS": "110",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from appo.config import Recipe
+from appo.startup import heavy_imports
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,11 +80,12 @@ class VLLMEngine:
         import torch
 
         try:
-            import vllm  # noqa: F401
+            with heavy_imports():
+                import vllm  # noqa: F401
 
-            from appo.modeling import vllm_worker
-            from appo.modeling.vllm_engine import engine_settings, open_engine
-            from appo.modeling.vllm_inputs import UnsupportedByVLLM, check_family
+                from appo.modeling import vllm_worker
+                from appo.modeling.vllm_engine import engine_settings, open_engine
+                from appo.modeling.vllm_inputs import UnsupportedByVLLM, check_family
         except ImportError as error:
             raise EngineError(
                 f"vLLM cannot be imported ({error}); install it, or choose evaluation.engine=transformers"

@@ -20,6 +20,7 @@ from appo.data.manifest import Manifest, read_manifest
 from appo.data.schema import VideoSample
 from appo.policy import PolicySettings, settings_for
 from appo.rewards import RewardFunction
+from appo.startup import heavy_imports
 from appo.storage import write_atomic
 
 STEPS_TO_WARM_UP = 2  # left out of the throughput: first calls allocate and choose kernels
@@ -153,16 +154,17 @@ class _Session:
         tracker: Any,
         progress: bool,
     ) -> _Session:
-        from transformers import PrinterCallback
+        with heavy_imports():
+            from transformers import PrinterCallback
 
-        from appo.modeling.feature_cache import open_cache
-        from appo.modeling.loading import load_policy, load_processor
-        from appo.training.arguments import quiet, training_arguments, training_rows
-        from appo.training.perceiving import Perceiver, layers_to_read
-        from appo.training.records import StepRecorder, StopOnSignal, WholeCheckpoints
-        from appo.training.rewarding import task_rewards, trl_rewards
-        from appo.training.store import PromptStore
-        from appo.training.trainer import VideoGRPOTrainer
+            from appo.modeling.feature_cache import open_cache
+            from appo.modeling.loading import load_policy, load_processor
+            from appo.training.arguments import quiet, training_arguments, training_rows
+            from appo.training.perceiving import Perceiver, layers_to_read
+            from appo.training.records import StepRecorder, StopOnSignal, WholeCheckpoints
+            from appo.training.rewarding import task_rewards, trl_rewards
+            from appo.training.store import PromptStore
+            from appo.training.trainer import VideoGRPOTrainer
 
         quiet()
         processor = load_processor(model_path)
