@@ -81,7 +81,7 @@ class Data(Section):
     )
     cache: Literal["shards", "none"] = "shards"
     cache_dir: str | None = Field(
-        None, description="folder or s3:// URI of shards; null: beside the manifest"
+        None, description="folder or s3:// URI of shards; null: beside the manifest or the benchmark's videos"
     )
     encoding: Literal["png", "jpeg"] = Field("jpeg", description="png is lossless")
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from appo.config import Data, Recipe
 from appo.data.card import data_card
-from appo.data.decoding import IMAGE, VIDEO, Decoded, Item, Outcome, Rejected, decode_all
+from appo.data.decoding import IMAGE, VIDEO, Decoded, Item, Outcome, Rejected, decode_all, items_of
 from appo.data.leakage import leakage_report
 from appo.data.manifest import build_manifest, relative_place
 from appo.data.media import MediaRoot
 from appo.data.progress import ProgressLine, progress_line
 from appo.data.schema import VideoSample
-from appo.data.shards import settings_key
+from appo.data.shards import encoding_in_words, settings_key
 from appo.data.sources import read_source
 from appo.data.sources.base import Reject, SourceData
 from appo.data.subset import assign_splits, choose_subset, counts_of
@@ -124,7 +124,7 @@ def _choose(samples: dict[str, VideoSample], data: Data) -> list[VideoSample]:
 def _decode(
     samples: Sequence[VideoSample], source: SourceData, recipe: Recipe, out: Path, bar: ProgressLine
 ) -> dict[Item, Outcome]:
-    items = list(dict.fromkeys(item for sample in samples for item in _items(sample)))
+    items = list(dict.fromkeys(item for sample in samples for item in items_of(sample)))
     place, local = shard_place(recipe, out)
     outcomes: dict[Item, Outcome] = {}
 
@@ -159,16 +159,9 @@ def shard_place(recipe: Recipe, out: Path) -> tuple[str | None, Path]:
     return place, beside if is_s3(place) else Path(place)
 
 
-def _items(sample: VideoSample) -> Iterator[Item]:
-    if sample.video is not None:
-        yield Item(VIDEO, sample.video)
-    if sample.image is not None:
-        yield Item(IMAGE, sample.image)
-
-
 def _with_outcome(sample: VideoSample, outcomes: dict[Item, Outcome]) -> VideoSample | Reject:
     """The sample with what decoding told (hashes, duration), or why it must be left out."""
-    for item in _items(sample):
+    for item in items_of(sample):
         outcome = outcomes[item]
         if isinstance(outcome, Rejected):
             return Reject(sample.id, outcome.stage, outcome.reason, item.name)
@@ -222,7 +215,7 @@ def _header(recipe: Recipe, source: SourceData, out: Path, counts: dict[str, Any
         "root": relative_place(source.root, out),
         "frames": None if place is None else relative_place(place, out),
         "video": recipe.video.model_dump(mode="json"),
-        "encoding": f"jpeg, quality {data.jpeg_quality}" if data.encoding == "jpeg" else "png",
+        "encoding": encoding_in_words(data),
         "annotations_sha256": dict(sorted(source.files.items())),
         "counts": counts,
     }

@@ -16,27 +16,44 @@ from functools import partial
 from pathlib import Path
 
 from appo.config import Data, Video
-from appo.data.frames import decode_image, list_rows
-from appo.data.media import MediaRoot, Medium, RootError
+from appo.data.clips import WHOLE, Clip, clip_of
+from appo.data.frames import decode_image, decode_medium, list_rows
+from appo.data.media import MediaMissing, MediaRoot, Medium, RootError
+from appo.data.schema import VideoSample
 from appo.data.shards import SHARD_BYTES, SHARD_ROWS, EncodedFrames, encode, shard_bytes, shard_name
-from appo.data.video import VideoError, VideoFrames, decode_bytes, decode_video
+from appo.data.video import VideoError, VideoFrames, decode_bytes
 from appo.data.workers import Failure, WorkerPool
-from appo.storage import StorageError, UnsafePath, is_s3, read_bytes, write
+from appo.storage import StorageError, UnsafePath, is_s3, read_bytes, safe_relative, write
 
 VIDEO, IMAGE = "video", "image"
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One file to decode. kind: VIDEO or IMAGE; name: as the samples name it."""
+    """One file to decode. kind: VIDEO or IMAGE; name: as the samples name it; clip: what of it."""
 
     kind: str
     name: str
+    clip: Clip = WHOLE
+
+
+def items_of(sample: VideoSample) -> Iterator[Item]:
+    """The files that a sample needs."""
+    if sample.video is not None:
+        yield video_item(sample)
+    if sample.image is not None:
+        yield Item(IMAGE, sample.image)
+
+
+def video_item(sample: VideoSample) -> Item:
+    assert sample.video is not None
+    return Item(VIDEO, sample.video, clip_of(sample))
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What is known of a file afterwards. sha256 of the whole file; num_frames sampled (1 for an image)."""
+    """What is known of a file afterwards. sha256 of the whole file, or what its clip is stored under; num_frames
+    sampled (1 for an image)."""
 
     sha256: str
     duration_s: float
@@ -65,17 +82,23 @@ def decode_all(
     place: str | None,
     journal: Path,
     done: Callable[[Item, Outcome], None],
+    on_row: Callable[[EncodedFrames], None] = lambda row: None,
+    may_be_gone: bool = False,
 ) -> None:
     """Decode every item once and call `done` for each.
 
     place: folder or s3:// URI of the shards, None to check that everything decodes without keeping the
     frames. journal: appended to; with it, a run that was stopped goes on where the last shard ended. Beside
-    shards in S3 notes take its place, so that a new pod goes on too. Raises RootError when nothing can be read.
+    shards in S3 notes take its place, so that a new pod goes on too. on_row: called with each new row, before `done`
+    and before its shard is written. may_be_gone: a file that was decoded and has been deleted since still counts.
+    Raises RootError when nothing can be read.
     """
-    root.check()
+    if not may_be_gone:
+        root.check()
     finished = _read_notes(place, journal)
     stored = stored_keys(place) if place is not None else set()
     writer = _Writer(place, journal)
+    gone = {_without_stamp(key): past for key, past in finished.items()} if may_be_gone else {}
 
     def tasks() -> Iterator[_Task]:
         for item in items:
@@ -83,6 +106,13 @@ def decode_all(
                 medium = root.find(item.name)
             except RootError:
                 raise
+            except MediaMissing as error:
+                past = gone.get(
+                    _without_stamp(f"{item.kind}{_of(item.clip)} {root.root}/{safe_relative(item.name)} ")
+                )
+                known = past is not None and past.sha256 in stored
+                done(item, past if past is not None and known else Rejected("path", str(error)))
+                continue
             except (UnsafePath, StorageError) as error:
                 done(item, Rejected("path", str(error)))
                 continue
@@ -105,6 +135,7 @@ def decode_all(
             if row is not None and row.key not in stored:
                 stored.add(row.key)
                 writer.add(row)
+                on_row(row)
             writer.note(_journal_key(item, medium), decoded)
             done(item, decoded)
     writer.flush()
@@ -120,7 +151,8 @@ def make_decoder(
         item, medium = task
         try:
             payload = None if medium.local is not None else medium.read()
-            digest = medium.sha256() if payload is None else hashlib.sha256(payload).hexdigest()
+            found = medium.sha256() if payload is None else hashlib.sha256(payload).hexdigest()
+            digest = item.clip.key(found)
             frames = _decode(item, medium, payload, video)
         except (VideoError, StorageError) as error:
             return Failure(str(error))
@@ -135,10 +167,9 @@ def make_decoder(
 def _decode(item: Item, medium: Medium, payload: bytes | None, video: Video) -> VideoFrames:
     if item.kind == IMAGE:
         return still(decode_image(medium, video))
-    if medium.local is not None:
-        return decode_video(medium.local, video)
-    assert payload is not None
-    return decode_bytes(payload, video, name=medium.uri)
+    if payload is None:
+        return decode_medium(medium, video, item.clip)
+    return decode_bytes(payload, video, name=medium.uri, part=item.clip.part)
 
 
 def still(pixels: object) -> VideoFrames:
@@ -154,7 +185,17 @@ def stored_keys(place: str) -> set[str]:
 
 
 def _journal_key(item: Item, medium: Medium) -> str:
-    return f"{item.kind} {medium.uri} {medium.stamp}"
+    return f"{item.kind}{_of(item.clip)} {medium.uri} {medium.stamp}"
+
+
+def _of(clip: Clip) -> str:
+    return "" if clip == WHOLE else f"[{clip.part},{clip.fps}]".replace(" ", "")
+
+
+def _without_stamp(key: str) -> str:
+    """The suffix in small letters: `MediaRoot.find` takes `.MP4` for `.mp4`, which leaves nothing to find."""
+    stem, dot, suffix = key.rpartition(" ")[0].rpartition(".")
+    return f"{stem}{dot}{suffix.lower()}"
 
 
 def _read_notes(place: str | None, journal: Path) -> dict[str, Decoded]:

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -118,13 +119,14 @@ class ShardFrames:
         self._rows: dict[str, tuple[str, int]] = {}  # key -> shard, row group
         self._kept: OrderedDict[str, EncodedFrames] = OrderedDict()
         self._kept_bytes = 0
+        self._lock = Lock()
         self._list()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_place": self._place, "_rows": self._rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _kept=OrderedDict(), _kept_bytes=0)
+        self.__dict__.update(state, _kept=OrderedDict(), _kept_bytes=0, _lock=Lock())
 
     def __contains__(self, key: str) -> bool:
         return key in self._rows
@@ -143,7 +145,11 @@ class ShardFrames:
         return f"{self._place.rpartition('/')[2]}/{sha256}"
 
     def row(self, key: str, name: str) -> EncodedFrames:
-        """The stored row of a file; `name` stands in the error."""
+        """The stored row of a file; `name` stands in the error. Safe to call from several threads."""
+        with self._lock:
+            return self._row(key, name)
+
+    def _row(self, key: str, name: str) -> EncodedFrames:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]

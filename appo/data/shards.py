@@ -64,6 +64,10 @@ def settings_key(video: Video, data: Data) -> str:
     return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def encoding_in_words(data: Data) -> str:
+    return f"jpeg, quality {data.jpeg_quality}" if data.encoding == "jpeg" else "png"
+
+
 def encode(key: str, video: VideoFrames, *, encoding: str, jpeg_quality: int) -> EncodedFrames:
     """Frames as they are stored. encoding: "png" gives back every pixel, "jpeg" is 5 to 10 times smaller."""
     count, height, width, _ = video.frames.shape

@@ -26,6 +26,7 @@ TEMPORAL_PATCH = 2  # raw frames merged into one temporal patch
 MATROSKA_MAGIC = b"\x1a\x45\xdf\xa3"
 FAULT_TOLERANCE = 1e-9
 MAX_ASPECT_RATIO = 200  # as in Qwen's own image processor
+Part = tuple[float, float]  # (start, end) in seconds from the first frame
 
 
 class VideoError(ValueError):
@@ -127,17 +128,37 @@ def _nearest(starts_s: np.ndarray, times: np.ndarray) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def decode_video(path: str | Path, video: Video) -> VideoFrames:
-    """The frames that `video` asks for. Raises VideoError(path, reason); never gives other frames."""
-    return _decode(path, str(path), video)
+def choose_part(
+    name: str | Path, starts_s: np.ndarray, duration_s: float, video: Video, part: Part | None
+) -> tuple[tuple[int, ...], np.ndarray, float]:
+    """(indices, timestamps, duration) of the frames to take from a part of a video, None for the whole; times count
+    from the part's first frame. Raises VideoError for a part without frames."""
+    first, last = 0, len(starts_s)
+    if part is not None:
+        # 1e-6: a part that starts at a frame's time has that frame, whatever the rounding
+        first, last = np.searchsorted(starts_s, np.asarray(part) - 1e-6).tolist()
+        if first >= last:
+            raise VideoError(
+                name, f"holds no frame from {part[0]:g} to {part[1]:g} s, its length is {duration_s:.1f} s"
+            )
+        duration_s = min(part[1], duration_s) - float(starts_s[first])
+    times = starts_s[first:last] - starts_s[first]
+    chosen = choose_frames(times, duration_s, video)
+    return tuple(first + index for index in chosen), times[list(chosen)], duration_s
 
 
-def decode_bytes(data: bytes, video: Video, *, name: str) -> VideoFrames:
+def decode_video(path: str | Path, video: Video, part: Part | None = None) -> VideoFrames:
+    """The frames that `video` asks for, of `part` alone where one is given. Raises VideoError(path, reason); never
+    gives other frames."""
+    return _decode(path, str(path), video, part)
+
+
+def decode_bytes(data: bytes, video: Video, *, name: str, part: Part | None = None) -> VideoFrames:
     """`decode_video` for a file held in memory (an archive's entry, an object); `name` stands in errors."""
-    return _decode(name, io.BytesIO(data), video)
+    return _decode(name, io.BytesIO(data), video, part)
 
 
-def _decode(name: str | Path, file: str | io.BytesIO, video: Video) -> VideoFrames:
+def _decode(name: str | Path, file: str | io.BytesIO, video: Video, part: Part | None) -> VideoFrames:
     import decord
 
     decord.logging.set_level(decord.logging.FATAL)  # its reasons come back as exceptions
@@ -153,14 +174,13 @@ def _decode(name: str | Path, file: str | io.BytesIO, video: Video) -> VideoFram
         raise VideoError(name, f"has no readable timestamps: {_reason(error)}") from error
     starts, duration = _timeline(name, spans)
     _check_whole(name, file, float(spans[:, 1].max()))
-    indices = choose_frames(starts, duration, video)
+    indices, timestamps, duration = choose_part(name, starts, duration, video, part)
     unique = sorted(set(indices))
     frames = _read(name, reader, unique)
     if frames.shape[1:3] != size:  # the container's header told another size than its frames have
         frames = _read(name, _open(name, file, _fit(name, frames.shape[1], frames.shape[2], video)), unique)
     if len(unique) != len(indices):
         frames = np.concatenate([frames, frames[-1:].repeat(len(indices) - len(unique), axis=0)])
-    timestamps = starts[list(indices)]
     return VideoFrames(frames, timestamps, indices, sampled_fps(timestamps, duration), duration, total)
 
 

@@ -23,6 +23,7 @@ from appo.evaluation.engine import EngineError
 from appo.evaluation.predictions import PredictionLog
 
 if TYPE_CHECKING:
+    from appo.data.progress import ProgressLine
     from appo.evaluation.run import Task
 
 POLL_S = 0.5
@@ -57,6 +58,7 @@ def generate_in_parallel(
     }
     left = sum(len(task.left) for task in tasks)
     with tempfile.TemporaryDirectory() as scratch, progress_line(progress) as line:
+        _decode_once(tasks, line)
         logs = [Path(scratch) / f"{index}.txt" for index in range(count)]
         workers = [_start({**job, "index": index}, logs[index]) for index in range(count)]
         line.start(f"{count} processes", left)
@@ -79,6 +81,21 @@ def generate_in_parallel(
             tail = " ".join(logs[failed[0]].read_text(errors="replace").split("\n")[-8:]).strip()
             raise EngineError(
                 f"process {failed[0]} of {count} ended with {workers[failed[0]].returncode}: {tail}"
+            )
+
+
+def _decode_once(tasks: Sequence[Task], line: ProgressLine) -> None:
+    """Fill the shards that all processes read, or each would decode the videos of its own items."""
+    from appo.data.decoding import Rejected, items_of
+    from appo.data.filling import FilledFrames
+
+    for opened in {task.opened.digest: task.opened for task in tasks if task.left}.values():
+        if isinstance(opened.frames, FilledFrames):
+            samples = opened.benchmark.items
+            files = {item for sample in samples for item in items_of(sample)}
+            line.start(f"videos of {opened.benchmark.name}", len(files))
+            opened.frames.fill(
+                samples, on_file=lambda outcome: line.step(rejected=isinstance(outcome, Rejected))
             )
 
 

@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from appo.data.media import MediaMissing
 from appo.data.schema import VideoSample
 from appo.data.video import VideoError
 from appo.evaluation.prefetch import Prefetch
+from appo.storage import UnsafePath
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,7 +49,6 @@ class PromptMaker:
     def __init__(self, processor: Any, model: Any):
         self._processor, self._model = processor, model
         self._lock = threading.Lock()  # tokenizers forbid concurrent use
-        self._reading = threading.Lock()
         self._kept: OrderedDict[tuple[str, str], PromptInputs] = OrderedDict()
         self._kept_bytes = 0
         self._sources = threading.local()
@@ -71,11 +72,8 @@ class PromptMaker:
         from appo.data.frames import DecodedFrames
 
         if isinstance(frames, DecodedFrames):
-            source = self._source_of_thread(frames)
-            return None if sample.video is None else source.load(sample), source.image(sample)
-        # Shards are files that all threads of a process share, and their reader may not be.
-        with self._reading:
-            return None if sample.video is None else frames.load(sample), frames.image(sample)
+            frames = self._source_of_thread(frames)
+        return None if sample.video is None else frames.load(sample), frames.image(sample)
 
     def _source_of_thread(self, frames: FrameSource) -> FrameSource:
         """Archives are open files that threads may not share, but a source may be copied."""
@@ -126,6 +124,8 @@ def jobs(
             return sample.id, maker.make(sample, frames, template)
         except VideoError as error:
             return sample.id, error
+        except (MediaMissing, UnsafePath) as error:
+            return sample.id, VideoError(sample.id, str(error))
 
     return [lambda sample=sample: job(sample) for sample in samples]  # type: ignore[misc]
 

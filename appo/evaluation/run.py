@@ -203,7 +203,7 @@ def fill(recipe: Recipe, task: Task, engine: Engine, maker: PromptMaker, line: A
         about[name] = prompt_digest(prompt), prompt.timestamps_s
 
     work = jobs(maker, left, task.opened.frames, task.opened.template)
-    with Prefetch(work, workers=recipe.data.workers, ahead=AHEAD) as prefetch:
+    with Prefetch(work, workers=recipe.data.workers, ahead=AHEAD) as prefetch, task.opened.filling(left):
         prompts = PromptStream(prefetch, note)
         for name, said in engine.generate(prompts, seed=task.seed):
             prompt, times = about.pop(name)
@@ -261,6 +261,7 @@ def _header(recipe: Recipe, opened: OpenSet, weights: str, seed: int) -> dict[st
         "dtype": recipe.model.dtype,
         "template": opened.template,
         "video": recipe.video.model_dump(mode="json"),
+        "frames": opened.encoding,
         "decoding": {name: settings[name] for name in DECODING},
         "seed": seed,
     }

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appo.config import Recipe
+from appo.data.schema import VideoSample
+from appo.data.shards import encoding_in_words
 from appo.evaluation.benchmarks import AnnotationError, Benchmark, benchmark_class
 
 if TYPE_CHECKING:
@@ -17,12 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class OpenSet:
-    """template: of the prompts. digest: 16 hex digits over the items, in order."""
+    """template: of the prompts. digest: 16 hex digits over the items, in order. encoding: "jpeg, quality 95" where
+    frames lost something on their way into shards, else "lossless"."""
 
     benchmark: Benchmark
     frames: FrameSource
     template: str
     digest: str
+    encoding: str
+
+    def filling(self, samples: Sequence[VideoSample]) -> AbstractContextManager[None]:
+        """While inside, the samples' frames may be asked for: what is not stored yet is decoded beside."""
+        from appo.data.filling import FilledFrames
+
+        return self.frames.filling(samples) if isinstance(self.frames, FilledFrames) else nullcontext()
 
 
 def open_sets(recipe: Recipe, manifest_path: Path | None) -> list[OpenSet]:
@@ -37,7 +50,7 @@ def open_sets(recipe: Recipe, manifest_path: Path | None) -> list[OpenSet]:
 
 
 def _open(recipe: Recipe, name: str, manifest_path: Path | None) -> OpenSet:
-    from appo.data.frames import DecodedFrames, open_frames
+    from appo.data.frames import open_frames
     from appo.data.manifest import read_manifest
 
     kind = benchmark_class(name)
@@ -49,7 +62,9 @@ def _open(recipe: Recipe, name: str, manifest_path: Path | None) -> OpenSet:
                 "benchmark key_moment is a manifest's own test split: name it with --manifest"
             )
         benchmark = kind.load(Path(manifest_path), "test")
-        frames, template = open_frames(read_manifest(manifest_path), recipe), recipe.data.template
+        manifest = read_manifest(manifest_path)
+        frames, template = open_frames(manifest, recipe), recipe.data.template
+        encoding = str(manifest.header.get("encoding", "")) if manifest.frames is not None else ""
     else:
         annotations = recipe.evaluation.annotations
         if annotations is None:
@@ -63,10 +78,30 @@ def _open(recipe: Recipe, name: str, manifest_path: Path | None) -> OpenSet:
             if recipe.evaluation.videos is None
             else _of_benchmark(Path(recipe.evaluation.videos), kind.name)
         )
-        frames, template = DecodedFrames(str(videos), recipe.video), kind.template
+        benchmark.find_videos(videos)
+        frames, template = _frames_of(videos, recipe), kind.template
+        encoding = encoding_in_words(recipe.data) if recipe.data.cache == "shards" else ""
     if recipe.evaluation.limit is not None:
         benchmark.items = benchmark.items[: recipe.evaluation.limit]
-    return OpenSet(benchmark, frames, template, _digest(benchmark))
+    lossy = encoding if encoding.startswith("jpeg") else "lossless"
+    return OpenSet(benchmark, frames, template, _digest(benchmark), lossy)
+
+
+def _frames_of(videos: Path, recipe: Recipe) -> FrameSource:
+    """The frames of a benchmark's own videos: from shards that all evaluations share, unless `data.cache` is none."""
+    from appo.data.assemble import shard_place
+    from appo.data.filling import FilledFrames
+    from appo.data.frames import DecodedFrames
+
+    place, local = shard_place(recipe, videos)
+    if place is None:
+        return DecodedFrames(str(videos), recipe.video)
+    if recipe.data.cache_dir is None and not os.access(videos, os.W_OK):
+        raise AnnotationError(
+            f"{videos}: cannot be written to, and decoded frames are kept beside the videos; "
+            "set data.cache_dir, or data.cache=none"
+        )
+    return FilledFrames(str(videos), recipe.video, recipe.data, place=place, journal=local / "journal.jsonl")
 
 
 def _of_benchmark(folder: Path, name: str) -> Path:

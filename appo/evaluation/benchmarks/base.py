@@ -66,6 +66,9 @@ class Benchmark(ABC):
     def load(cls, folder: Path, split: str) -> Benchmark:
         """Read the publisher's annotations in `folder`. Raises AnnotationError with file, line and reason."""
 
+    def find_videos(self, folder: Path) -> None:  # noqa: B027 - most were released in one form only
+        """Settle which files below `folder` the items mean, for a benchmark that was released in several forms."""
+
     @abstractmethod
     def measure(
         self, sample: VideoSample, prediction: Prediction

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+from appo.data.media import MediaMissing, MediaRoot
 from appo.data.schema import VideoSample
 from appo.evaluation.benchmarks.base import (
     OFFICIAL,
@@ -49,6 +51,15 @@ TASKS = {
     "state_change": "perception/videos",
     "unexpected_action": "FunQA_test/test",
 }
+# Where the first release has the same videos: whole ones, to be cut at the record's `start` and `end`, or only under
+# another folder's name.
+_UNCUT = {
+    "star/Charades_segment": "star/Charades_v1_480",
+    "sta/sta_video_segment": "sta/sta_video",
+    "tvqa/video_fps3_hq_segment": "tvqa/frames_fps3_hq",
+}
+_ELSEWHERE = {"nturgbd_convert": "nturgbd", "ssv2_video": "ssv2_video_mp4"}
+FRAME_RATE = 3.0  # of the folders of frames in tvqa/frames_fps3_hq
 _PUNCTUATION = ';/[]"{}()=+\\_->@<`,?!'
 _LEADING = re.compile(r"([A-E])\.\s*\S.*", re.IGNORECASE | re.ASCII)
 _THOUSANDS = re.compile(r"[0-9],[0-9]")
@@ -78,6 +89,12 @@ class MVBench(Benchmark):
             numbered = ((where, (task, index, record)) for index, (where, record) in enumerate(rows))
             items += require_items(samples_from(numbered, _sample, benchmark=cls.title), place, task)
         return cls(items, split)
+
+    def find_videos(self, folder: Path) -> None:
+        """Clips as lmms-eval ships them where they are there, else the first release's whole videos, cut here; in
+        both the model sees the same part."""
+        root = MediaRoot(folder)
+        self.items = tuple(_located(sample, root) for sample in self.items)
 
     def measure(
         self, sample: VideoSample, prediction: Prediction
@@ -112,6 +129,43 @@ def read_letter(answer: str) -> str | None:
         cleaned = cleaned.replace(sign, "" if beside_space or joined else " ")
     found = _STANDALONE.search(_PERIOD.sub("", cleaned).lower())
     return found[1].upper() if found else None
+
+
+def _located(sample: VideoSample, root: MediaRoot) -> VideoSample:
+    assert sample.video is not None
+    folder = TASKS[str(sample.extra["task"])]
+    name = sample.video.removeprefix(f"{folder}/")
+    alike = [
+        name,
+        f"{name}.mp4",
+    ]  # the first release names episodic_reasoning's folders, which have no suffix
+    for place in (folder, _ELSEWHERE.get(folder, folder)):
+        for video in (f"{place}/{one}" for one in alike):
+            if _is_there(root, video):
+                return replace(sample, video=video)
+    uncut = _UNCUT.get(folder)
+    frames = uncut is not None and uncut.startswith("tvqa/")
+    video = f"{uncut}/{name.removesuffix('.mp4') if frames else name}"
+    if uncut is None or not _is_there(root, video):
+        return sample  # evaluation says that it is missing
+    extra = dict(sample.extra)
+    if frames:
+        extra["frame_rate"] = FRAME_RATE
+    if "start" in extra and "end" in extra:
+        extra["clip"] = [float(extra["start"]), float(extra["end"])]
+    else:
+        raise AnnotationError(
+            f"{video}: is a whole video, and record {sample.id} has no start and end to cut it at"
+        )
+    return replace(sample, video=video, extra=extra)
+
+
+def _is_there(root: MediaRoot, video: str) -> bool:
+    try:
+        root.find(video)
+    except MediaMissing:
+        return False
+    return True
 
 
 def _sample(numbered: tuple[str, int, Record]) -> VideoSample:
