@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.training.conftest import Bench, largest_difference
+from tests.training.conftest import Bench, largest_difference, long
 
 # Two processes (of one thread each) sum in another order than one, and Adam divides by the gradient's own size, so that
 # rounding of a gradient near zero moves a weight by up to a part of a step; two steps of SLOW add up to 2e-4.
@@ -97,6 +97,19 @@ def test_two_processes_equal_one_with_accumulation(bench: Bench, one: tuple[str,
     for a, b in zip(bench.metrics("one"), bench.metrics("two"), strict=True):
         assert a["reward"] == b["reward"]
         assert abs(a["grad_norm"] - b["grad_norm"]) < 1e-3 * a["grad_norm"] + 1e-6
+
+
+@long
+def test_two_processes_with_an_engine_each_equal_one_with_accumulation(bench: Bench):
+    """Colocated vLLM engines in both processes, weights handed over after each step."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    vllm = ("training.rollout=vllm_colocate", "training.vllm_max_model_len=256")
+    launched(bench, "two", SLOW, *vllm)
+    bench.train("appo", SLOW, "training.gradient_accumulation_steps=2", *vllm, name="one")
+    assert largest_difference(bench.weights("one"), bench.weights("two")) < CLOSE
+    for a, b in zip(bench.metrics("one"), bench.metrics("two"), strict=True):
+        assert a["reward"] == b["reward"]
+        assert a["completions/mean_length"] == b["completions/mean_length"]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.conftest import Bench, largest_difference
+from tests.training.conftest import Bench, largest_difference, long
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 pytestmark = pytest.mark.slow
@@ -176,10 +176,7 @@ def test_a_prompt_that_is_too_long_is_named(bench: Bench, at_the_end: list[Any],
         engine._longest = kept
 
 
-@pytest.mark.skipif(
-    not os.environ.get("APPO_TEST_VLLM_SERVER"),
-    reason="starts a vLLM server, a minute or two on two cores: set APPO_TEST_VLLM_SERVER=1",
-)
+@long
 def test_a_server_of_its_own_gets_features_and_the_weights_of_every_step(bench: Bench):
     from appo.training.vllm_server import serve_command
 
