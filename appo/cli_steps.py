@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from appo.cli_options import FolderOption, ManifestOption, OutOption, RecipeOption, SetOption
+
+if TYPE_CHECKING:
+    from appo.config import Recipe
+
+ModelOption = Annotated[
+    str, typer.Option(help="checkpoint folder or hub name; default: the recipe's model.path")
+]
 
 data_app = typer.Typer(help="Questions and videos.", no_args_is_help=True)
 
@@ -33,31 +40,46 @@ def data_assemble(
     typer.echo(f"manifest: {made.manifest}\nrejects:  {made.rejects}\ncard:     {made.card}")
 
 
+@data_app.command("features")
+def data_features(
+    recipe: RecipeOption,
+    manifest: ManifestOption,
+    model: ModelOption = "",
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Vision features of every video, computed once into training.feature_cache_dir for trainings to find."""
+    from appo.config import load_recipe
+    from appo.data.manifest import read_manifest
+    from appo.training.feature_fill import fill
+
+    settings = load_recipe(recipe, overrides)
+    filled = fill(settings, read_manifest(manifest), _checkpoint(settings, model))
+    place = settings.training.feature_cache_dir
+    typer.echo(
+        f"features: {filled.computed} computed, {filled.found} found, of {filled.videos} videos: {place}"
+    )
+
+
 def train(
     recipe: RecipeOption,
     manifest: ManifestOption,
     out: OutOption,
-    model: Annotated[
-        str, typer.Option(help="checkpoint folder or hub name; default: the recipe's model.path")
-    ] = "",
+    model: ModelOption = "",
     algorithm: Annotated[str, typer.Option(help="default: the recipe's policy.algorithm")] = "",
     seed: Annotated[int | None, typer.Option(help="default: the recipe's first seed")] = None,
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
     """Train one algorithm with one seed; the same command again continues."""
-    from appo.config import RecipeError, load_recipe
+    from appo.config import load_recipe
     from appo.training.run import train as run_training
 
     settings = load_recipe(recipe, overrides)
-    path = model or settings.model.path
-    if path is None:
-        raise RecipeError("model.path=null: name the checkpoint to start from with --model")
     summary = run_training(
         settings,
         algorithm=algorithm or settings.policy.algorithm,
         seed=settings.training.seeds[0] if seed is None else seed,
         manifest_path=manifest,
-        model_path=path,
+        model_path=_checkpoint(settings, model),
         out=out,
     )
     typer.echo(f"{summary}\ncheckpoint: {out / 'checkpoint'}")
@@ -95,3 +117,12 @@ def compare(
         runs, evaluations, store = list(fetched.runs), fetched.evaluations, folder
     made = run_comparison(runs, evaluations, out, recipe=settings, manifest_path=manifest, run_dir=store)
     typer.echo(f"{made.table}\nreport: {made.html}")
+
+
+def _checkpoint(settings: Recipe, model: str) -> str:
+    from appo.config import RecipeError
+
+    path = model or settings.model.path
+    if path is None:
+        raise RecipeError("model.path=null: name the checkpoint to start from with --model")
+    return path

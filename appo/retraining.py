@@ -12,7 +12,7 @@ from typing import Any
 from appo import plan
 from appo.config import Recipe
 from appo.folders import fetch_folder, local_folder
-from appo.steps import Done, Place, file_of, numbers
+from appo.handover import Done, Place, file_of, numbers
 
 
 def gate(recipe: Recipe, storage: str, *, manifest: str) -> Done:

@@ -9,38 +9,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from appo import plan
 from appo.config import Recipe, RecipeError
-from appo.folders import Mirror, fetch_folder, local_folder, publish_folder
+from appo.folders import Mirror, fetch_folder, local_folder
+from appo.handover import Done, Place, checkpoint_of, file_of, numbers
 from appo.plan import Training
 from appo.startup import heavy_imports
 from appo.storage import StorageError, open_binary, read_bytes, sha256_of, write_atomic
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """What a finished step tells the next one.
-
-    location: folder or s3:// prefix of the whole result. metadata: shown beside the artifact, read by later
-    steps.
-    metrics: numbers for the run's page. text: the artifact's own content (a summary, a card, a report).
-    """
-
-    location: str
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    text: str = ""
-    markdown: str = ""
-
-    def fill(self, artifact: Any) -> None:
-        """Hand over to a pipeline artifact (anything with `metadata` and `path`)."""
-        artifact.metadata.update({"location": self.location, **self.metadata})
-        Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
-        Path(artifact.path).write_text(self.text, encoding="utf-8")
 
 
 def validate(recipe: str, overrides: Sequence[str], variants: Sequence[str] = ()) -> Recipe:
@@ -115,17 +94,37 @@ def base_model(recipe: Recipe, storage: str, *, manifest: str) -> Done:
     )
 
 
+def features(recipe: Recipe, *, manifest: str, model: str) -> Done:
+    """The features of every video, computed once before trainings that would each compute them."""
+    from appo.modeling.feature_files import nothing_to_fill
+
+    if reason := nothing_to_fill(recipe):
+        print(f"nothing to fill: {reason}")
+        return Done(location="", metadata={"filled": False}, text=f"nothing to fill: {reason}")
+    with heavy_imports():
+        from appo.training.feature_fill import fill
+    from appo.data.manifest import read_manifest
+
+    filled = fill(recipe, read_manifest(file_of(manifest)), checkpoint_of(model))
+    return Done(
+        location=str(recipe.training.feature_cache_dir),
+        metadata={"filled": True, "revision": filled.revision},
+        metrics=numbers(asdict(filled)),
+        text=str(filled),
+    )
+
+
 def train(recipe: Recipe, storage: str, training: Training, *, manifest: str, model: str) -> Done:
     """One algorithm with one seed; continues from its newest whole checkpoint, and is not repeated when
     finished.
     """
     place = Place(plan.layout(recipe, storage).training(training))
     if int(os.environ.get("PET_NODE_RANK", "0")) > 0:  # the first pod publishes
-        _train(recipe, storage, training, place.local, file_of(manifest), _model(model))
+        _train(recipe, storage, training, place.local, file_of(manifest), checkpoint_of(model))
         return Done(location=place.location)
     with Mirror(place.local, place.location):
         if not (place.local / "summary.json").is_file():
-            _train(recipe, storage, training, place.local, file_of(manifest), _model(model))
+            _train(recipe, storage, training, place.local, file_of(manifest), checkpoint_of(model))
             _name_variant(place.local / "summary.json", training)
     place.publish()
     return trained(recipe, storage, training)
@@ -236,7 +235,7 @@ def evaluate(
 
     place = Place(plan.layout(recipe, storage).evaluation)
     wanted = base and (recipe.evaluation.warm_start_too or base_name != "warm_start")
-    checkpoints = {base_name: _model(base)} if wanted else {}
+    checkpoints = {base_name: checkpoint_of(base)} if wanted else {}
     checkpoints |= {str(run["name"]): str(fetch_folder(str(run["location"])) / "checkpoint") for run in runs}
     # Predictions leave a pod while they are made: a new pod continues at the first item without one.
     with Mirror(place.local, place.location):
@@ -277,37 +276,6 @@ def compare(
         text=Path(made.html).read_text(encoding="utf-8"),
         markdown=Path(made.markdown).read_text(encoding="utf-8"),
     )
-
-
-class Place:
-    """Where a step writes: the location itself, or a scratch folder that is published to it (S3)."""
-
-    def __init__(self, location: str) -> None:
-        self.location = location
-        self.local = local_folder(location)
-
-    def of(self, path: Path) -> str:
-        """The published name of a file below `local`."""
-        return f"{self.location}/{Path(path).relative_to(self.local).as_posix()}"
-
-    def publish(self) -> None:
-        publish_folder(self.local, self.location)
-
-
-def file_of(location: str) -> Path:
-    """A file that an earlier step left, with the folder around it."""
-    folder, _, name = location.rpartition("/")
-    return fetch_folder(folder) / name
-
-
-def _model(location: str) -> str:
-    """A checkpoint's folder; a hub name is left to transformers."""
-    return str(fetch_folder(location)) if location.startswith("s3://") else location
-
-
-def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
-    """What a run's page can show: the numbers, not the texts and flags."""
-    return {k: float(v) for k, v in summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def _counts(counts: Mapping[str, Any]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from components.base_model import base_model
 from components.close import close
 from components.compare import compare
 from components.evaluate import evaluate
+from components.features import features
 from components.retrain import evaluate_challenger, gate, promote
 from components.train import train
 from components.train_on_nodes import train_on_nodes
@@ -17,6 +18,7 @@ __all__ = [
     "compare",
     "evaluate",
     "evaluate_challenger",
+    "features",
     "gate",
     "plan_trainings",
     "promote",

@@ -27,8 +27,8 @@ VARIANTS = [
 ]
 
 
-def ablation(cluster: Cluster) -> dsl.base_component.BaseComponent:
-    """The graph with the pods that `cluster` asks for."""
+def ablation(cluster: Cluster, *, fill_features: bool) -> dsl.base_component.BaseComponent:
+    """The graph with the pods that `cluster` asks for; see `pipelines.catalog.build`."""
 
     @dsl.pipeline(name="ablation", display_name="Ablation of APPO's settings", pipeline_config=CONFIG)
     @described
@@ -60,6 +60,8 @@ def ablation(cluster: Cluster) -> dsl.base_component.BaseComponent:
                 fps=fps,
                 max_pixels=max_pixels,
             )
-            train_all(always(light(checked)), storage, cluster, variants)
+            train_all(
+                always(light(checked)), storage, cluster, fill_features=fill_features, variants=variants
+            )
 
     return graph

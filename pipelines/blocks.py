@@ -6,7 +6,17 @@ from typing import Any
 from kfp import dsl
 
 from appo.config import Cluster
-from components import assemble, base_model, close, compare, evaluate, plan_trainings, train, train_on_nodes
+from components import (
+    assemble,
+    base_model,
+    close,
+    compare,
+    evaluate,
+    features,
+    plan_trainings,
+    train,
+    train_on_nodes,
+)
 from components.images import image
 from pipelines.pods import always, as_launcher, for_evaluation, for_training, light
 
@@ -28,10 +38,18 @@ def closing(storage: Any, cluster: Cluster) -> Any:
     return dsl.ExitHandler(always(light(close(storage=storage))), name="run")
 
 
-def train_all(resolved: dsl.PipelineTask, storage: Any, cluster: Cluster, variants: Any = None) -> None:
+def train_all(
+    resolved: dsl.PipelineTask,
+    storage: Any,
+    cluster: Cluster,
+    *,
+    fill_features: bool,
+    variants: Any = None,
+) -> None:
     """Assemble, get the base model, train in a fan-out, evaluate all checkpoints at once, compare.
 
-    resolved: the task that checked the recipe. variants: of an ablation; None: every algorithm of the recipe.
+    resolved: the task that checked the recipe. fill_features: compute the trainings' visual features in a step of
+    its own. variants: of an ablation; None: every algorithm of the recipe.
     """
     recipe = resolved.outputs["recipe"]
     # An empty list as a constant, or the pipeline's parameter.
@@ -40,8 +58,9 @@ def train_all(resolved: dsl.PipelineTask, storage: Any, cluster: Cluster, varian
     base = for_training(
         base_model(recipe=resolved.outputs["base"], storage=storage, manifest=manifest), cluster
     ).outputs["model"]
+    filled = filling(recipe, cluster, manifest=manifest, base=base) if fill_features else None
     with dsl.ParallelFor(items=trainings.output, parallelism=cluster.parallel_trainings) as training:
-        policy = train_one(training, storage, cluster, manifest=manifest, base=base)
+        policy = train_one(training, storage, cluster, manifest=manifest, base=base, after=filled)
     # Collected is changed by its use: one for each reader.
     scores = for_evaluation(
         evaluate(
@@ -56,8 +75,24 @@ def train_all(resolved: dsl.PipelineTask, storage: Any, cluster: Cluster, varian
     )
 
 
-def train_one(training: Any, storage: Any, cluster: Cluster, *, manifest: Any, base: Any) -> Any:
-    """One iteration of the fan-out: in a pod, or over several nodes when the recipe asks for them."""
+def filling(recipe: Any, cluster: Cluster, *, manifest: Any, base: Any) -> dsl.PipelineTask:
+    """The step between base model and trainings that runs the vision tower for all of them, on one GPU."""
+    one = cluster.model_copy(update={"gpus_per_node": min(1, cluster.gpus_per_node)})
+    return for_training(features(recipe=recipe, manifest=manifest, base=base), one)
+
+
+def train_one(
+    training: Any,
+    storage: Any,
+    cluster: Cluster,
+    *,
+    manifest: Any,
+    base: Any,
+    after: dsl.PipelineTask | None = None,
+) -> Any:
+    """One iteration of the fan-out: in a pod, or over several nodes when the recipe asks for them. after: a step
+    that must have ended.
+    """
     given = {
         "recipe": training.recipe,
         "storage": storage,
@@ -72,4 +107,6 @@ def train_one(training: Any, storage: Any, cluster: Cluster, *, manifest: Any, b
         task = as_launcher(train_on_nodes(**given, image=image("train"), run=run), cluster)
     else:
         task = for_training(train(**given), cluster)
+    if after is not None:
+        task.after(after)
     return task.outputs["policy"]

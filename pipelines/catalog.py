@@ -5,8 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from appo.modeling.feature_files import nothing_to_fill
+from appo.storage import is_s3
+
 if TYPE_CHECKING:
-    from appo.config import Cluster
+    from appo.config import Recipe
 
 NAMES = ("compare_policies", "train_and_evaluate", "ablation", "retrain")
 
@@ -15,9 +18,17 @@ class UnknownPipeline(ValueError):
     """No pipeline has this name."""
 
 
-def build(name: str, cluster: Cluster) -> Any:
-    """The graph `name`, with the pods that `cluster` asks for. Raises UnknownPipeline."""
-    return getattr(_module(name), name)(cluster)
+def build(name: str, recipe: Recipe) -> Any:
+    """The graph `name`, with the pods that the recipe's cluster section asks for, and with a step that fills the
+    feature cache where its trainings share one. Raises UnknownPipeline.
+    """
+    return getattr(_module(name), name)(recipe.cluster, fill_features=shares_features(recipe))
+
+
+def shares_features(recipe: Recipe) -> bool:
+    """Whether steps see the features that one of them stores: a pod's own folder is gone with the pod."""
+    place = recipe.training.feature_cache_dir or ""
+    return nothing_to_fill(recipe) is None and (recipe.cluster.local or is_s3(place))
 
 
 def choices(name: str) -> dict[str, list[str]]:

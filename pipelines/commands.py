@@ -54,7 +54,8 @@ def run(
     given = _parameters(parameters)
     # Refused here, before a folder is made.
     resolved = steps.validate(recipe, [*overrides, *overrides_of(given)], given.get("variants", ()))
-    graph = catalog.build(name, resolved.cluster.model_copy(update={"local": True}))
+    cluster = resolved.cluster.model_copy(update={"local": True})
+    graph = catalog.build(name, resolved.model_copy(update={"cluster": cluster}))
     given = _fitting(graph, given)
     folder = (folder or Path("runs") / resolved.name).resolve()
     if fresh and folder.exists():

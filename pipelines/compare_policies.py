@@ -15,8 +15,8 @@ from pipelines.parameters import described
 from pipelines.pods import always, light
 
 
-def compare_policies(cluster: Cluster) -> dsl.base_component.BaseComponent:
-    """The graph with the pods that `cluster` asks for."""
+def compare_policies(cluster: Cluster, *, fill_features: bool) -> dsl.base_component.BaseComponent:
+    """The graph with the pods that `cluster` asks for; see `pipelines.catalog.build`."""
 
     @dsl.pipeline(name="compare-policies", display_name="Compare GRPO, DAPO and APPO", pipeline_config=CONFIG)
     @described
@@ -45,6 +45,6 @@ def compare_policies(cluster: Cluster) -> dsl.base_component.BaseComponent:
                 fps=fps,
                 max_pixels=max_pixels,
             )
-            train_all(always(light(checked)), storage, cluster)
+            train_all(always(light(checked)), storage, cluster, fill_features=fill_features)
 
     return graph

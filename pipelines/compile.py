@@ -39,7 +39,7 @@ def compile_pipeline(
             os.environ[variable] = value
     from kfp import compiler
 
-    graph = catalog.build(name, resolved.cluster)
+    graph = catalog.build(name, resolved)
     # A shipped recipe goes by name, a file or a changed one as its text: on one line, since KFP repeats
     # defaults in the comment at the head of the file.
     shipped = not overrides and not recipe.endswith((".yaml", ".yml"))

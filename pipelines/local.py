@@ -29,6 +29,7 @@ DOING = {
     "plan_trainings": "list the trainings",
     "assemble": "questions and videos -> checked manifest, decoded frames",
     "base_model": "the weights that every training starts from",
+    "features": "vision features of every video, once for all trainings",
     "train": "reinforcement learning",
     "evaluate": "generate and score with one engine for all checkpoints",
     "gate": "is there new data?",

@@ -6,7 +6,7 @@ from kfp import dsl
 
 from appo.config import Cluster
 from components import assemble, base_model, evaluate_challenger, gate, plan_trainings, promote, validate
-from pipelines.blocks import CONFIG, closing, train_one
+from pipelines.blocks import CONFIG, closing, filling, train_one
 from pipelines.parameters import described
 from pipelines.pods import always, for_evaluation, for_training, light
 
@@ -14,8 +14,8 @@ from pipelines.pods import always, for_evaluation, for_training, light
 CHOICES = {"algorithm": ["grpo", "dapo", "appo", "pa_grpo"]}
 
 
-def retrain(cluster: Cluster) -> dsl.base_component.BaseComponent:
-    """The graph with the pods that `cluster` asks for."""
+def retrain(cluster: Cluster, *, fill_features: bool) -> dsl.base_component.BaseComponent:
+    """The graph with the pods that `cluster` asks for; see `pipelines.catalog.build`."""
 
     @dsl.pipeline(name="retrain", display_name="Retrain, and promote on evidence", pipeline_config=CONFIG)
     @described
@@ -60,10 +60,11 @@ def retrain(cluster: Cluster) -> dsl.base_component.BaseComponent:
                 base = for_training(
                     base_model(recipe=resolved.outputs["base"], storage=storage, manifest=manifest), cluster
                 ).outputs["model"]
+                filled = filling(checked, cluster, manifest=manifest, base=base) if fill_features else None
                 with dsl.ParallelFor(
                     items=trainings.output, parallelism=cluster.parallel_trainings
                 ) as training:
-                    policy = train_one(training, storage, cluster, manifest=manifest, base=base)
+                    policy = train_one(training, storage, cluster, manifest=manifest, base=base, after=filled)
                 scores = for_evaluation(
                     evaluate_challenger(
                         recipe=checked,

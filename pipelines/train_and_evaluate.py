@@ -14,8 +14,8 @@ from pipelines.pods import always, light
 CHOICES = {"algorithm": ["grpo", "dapo", "appo", "pa_grpo"]}
 
 
-def train_and_evaluate(cluster: Cluster) -> dsl.base_component.BaseComponent:
-    """The graph with the pods that `cluster` asks for."""
+def train_and_evaluate(cluster: Cluster, *, fill_features: bool) -> dsl.base_component.BaseComponent:
+    """The graph with the pods that `cluster` asks for; see `pipelines.catalog.build`."""
 
     @dsl.pipeline(
         name="train-and-evaluate", display_name="Train one algorithm and evaluate it", pipeline_config=CONFIG
@@ -52,6 +52,6 @@ def train_and_evaluate(cluster: Cluster) -> dsl.base_component.BaseComponent:
                 fps=fps,
                 max_pixels=max_pixels,
             )
-            train_all(always(light(checked)), storage, cluster)
+            train_all(always(light(checked)), storage, cluster, fill_features=fill_features)
 
     return graph

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from appo.modeling import features as vision_features
-from appo.modeling.feature_files import FeatureFiles, open_files
+from appo.modeling.feature_files import FeatureFiles, open_files, why_not
 from appo.modeling.inputs import PromptInputs, Vision
 from appo.storage import StorageError
 
@@ -178,7 +178,7 @@ class FeatureCache:
 
 
 def open_cache(recipe: Recipe, model: Any) -> FeatureCache | None:
-    """The recipe's cache for this model, or None where features may not be kept (see `why_not`).
+    """The recipe's cache for this model, or None where features may not be kept (see `feature_files.why_not`).
 
     Reads the tower's weights once, before anything shards them. Raises StorageError for an unusable folder.
     """
@@ -191,13 +191,6 @@ def open_cache(recipe: Recipe, model: Any) -> FeatureCache | None:
     return FeatureCache(
         tower_revision(model), memory_bytes=int(training.feature_cache_memory_gib * 2**30), files=files
     )
-
-
-def why_not(recipe: Recipe) -> str | None:
-    """The reason why features are not kept under this recipe; None when they are."""
-    if not recipe.model.freeze_vision:
-        return "the tower trains"
-    return None if recipe.training.feature_cache else "training.feature_cache"
 
 
 def describe(recipe: Recipe) -> str:

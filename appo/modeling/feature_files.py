@@ -1,7 +1,7 @@
 """Where computed visual features lie between processes and runs: a folder or an `s3://` prefix, bounded in
 bytes.
 
-Below `feature_cache`, which knows what a key means and whether what comes back is whole. Any number of
+Free of torch. Below `feature_cache`, which knows what a key means and whether what comes back is whole. Any number of
 processes may read and write: a name is given to a finished file only, and two writers of one key write the
 same bytes.
 """
@@ -13,9 +13,12 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from appo.storage import StorageError, is_s3, read_bytes, write, write_atomic
+
+if TYPE_CHECKING:
+    from appo.config import Recipe
 
 SUFFIX = ".safetensors"
 # Room made at once when the bound is passed, so that the next write does not have to look again.
@@ -38,6 +41,22 @@ class FeatureFiles(Protocol):
     def remove(self, key: str) -> None:
         """Forget a key; nothing happens when it is not there."""
         ...
+
+
+def why_not(recipe: Recipe) -> str | None:
+    """The reason why features are not kept under this recipe; None when they are."""
+    if not recipe.model.freeze_vision:
+        return "the tower trains"
+    return None if recipe.training.feature_cache else "training.feature_cache"
+
+
+def nothing_to_fill(recipe: Recipe) -> str | None:
+    """The reason why there is no place to compute features into beforehand; None when there is one."""
+    if reason := why_not(recipe):
+        return reason
+    return (
+        None if recipe.training.feature_cache_dir else "training.feature_cache_dir=null: kept in memory only"
+    )
 
 
 def open_files(place: str, limit_bytes: int) -> FeatureFiles:

@@ -13,7 +13,8 @@ from appo.config import Recipe
 from appo.data.frames import open_frames
 from appo.data.manifest import Manifest
 from appo.data.schema import VideoSample
-from appo.modeling.feature_cache import open_cache, why_not
+from appo.modeling.feature_cache import open_cache
+from appo.modeling.feature_files import nothing_to_fill
 from appo.training.store import PromptStore
 
 
@@ -41,16 +42,16 @@ def fill(
     """
     from appo.modeling.loading import load_policy, load_processor
 
-    if (reason := why_not(recipe)) or recipe.training.feature_cache_dir is None:
+    if reason := nothing_to_fill(recipe):
         raise ValueError(
-            f"training.feature_cache_dir={recipe.training.feature_cache_dir}: nothing to fill "
-            f"({reason or 'features would stay in memory'}); name a folder or s3:// URI and freeze the tower"
+            f"nothing to fill ({reason}): set training.feature_cache_dir to a folder or s3:// URI, "
+            "training.feature_cache and model.freeze_vision to true"
         )
     model = load_policy(model_path, recipe.model)
     if _has_gpu():
         model = model.to("cuda")
     cache = open_cache(recipe, model)
-    assert cache is not None  # why_not gave no reason
+    assert cache is not None  # nothing_to_fill gave no reason
     store = PromptStore(
         manifest.samples, open_frames(manifest, recipe), load_processor(model_path), recipe, cache=cache
     )

@@ -85,6 +85,36 @@ def test_images_and_pods_follow_the_settings(tmp_path: Path) -> None:
     assert pod["imagePullSecret"][0]["secretName"] == "registry"
 
 
+@pytest.mark.parametrize("name", catalog.NAMES)
+def test_shared_features_are_filled_on_one_gpu_before_any_training(name: str, tmp_path: Path) -> None:
+    place = "training.feature_cache_dir=s3://appo/features"
+    compile_pipeline(name, tmp_path / "made.yaml", overrides=(place, "cluster.gpus_per_node=4"))
+    pipeline, _ = spec(tmp_path / "made.yaml")
+    container = pipeline["deploymentSpec"]["executors"]["exec-features"]["container"]
+    assert container["resources"]["accelerator"]["resourceCount"] == "1"
+    (tasks,) = (
+        dag["tasks"]
+        for c in pipeline["components"].values()
+        if "features" in (dag := c.get("dag", {})).get("tasks", {})
+    )
+    assert "base-model" in tasks["features"]["dependentTasks"]
+    (loop,) = (task for key, task in tasks.items() if key.startswith("for-loop"))
+    assert "features" in loop["dependentTasks"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("training.feature_cache_dir=/gone/with/the/pod",),
+        ("training.feature_cache_dir=s3://a/b", "model.freeze_vision=false"),
+    ],
+)
+def test_without_a_shared_place_no_step_fills_it(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    compile_pipeline("compare_policies", tmp_path / "made.yaml", overrides=overrides)
+    assert "exec-features" not in (tmp_path / "made.yaml").read_text()
+
+
 def test_nothing_takes_a_gpu_before_the_recipe_is_checked() -> None:
     for name in catalog.NAMES:
         pipeline, _ = spec(GOLDEN / f"{name}.yaml")

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import fields, replace
 
 import pytest
 import torch
 from PIL import Image
+from transformers import Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
+from typer.testing import CliRunner
 
+from appo import steps
+from appo.cli import app
+from appo.config import Video
 from appo.data.frames import DecodedFrames, ShardFrames, open_frames
 from appo.data.manifest import read_manifest
 from appo.data.video import VideoError
 from appo.modeling import feature_cache
-from appo.modeling.inputs import PromptInputs, Vision
+from appo.modeling.inputs import PromptInputs, Vision, build_inputs
 from appo.modeling.loading import load_policy, load_processor
+from appo.modeling.vllm_inputs import content_key
 from appo.training.feature_fill import fill
 from appo.training.store import PromptStore
+from tests.modeling import models
 from tests.training.conftest import Bench, largest_difference
 
 
@@ -132,6 +142,31 @@ def test_a_named_hit_reads_no_file_and_gives_the_same_prompt(film, template):
     found, counts = film(film.sample, template)
     assert (counts.computed, counts.stored) == (0, 2)
     assert_equal(found, expected)
+    assert content_key("video", found.video, found) == content_key("video", expected.video, expected)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_known_grids_stand_for_pixels_in_every_family(film, family):
+    model, ours = models.build(family), film.processor
+    kind = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor, "qwen3_vl": Qwen3VLProcessor}[
+        family
+    ]
+    parts = {"tokenizer": ours.tokenizer, "chat_template": ours.chat_template}
+    processor = kind(image_processor=ours.image_processor, video_processor=ours.video_processor, **parts)
+    source = DecodedFrames(str(film.root), Video(num_frames=8))
+    video, image = source.load(film.sample), source.image(film.sample)
+    expected = build_inputs(processor, model, film.sample, video, image, template="bare")
+    blank, dot = replace(video, frames=video.frames[:, :0, :0]), image.resize((1, 1))
+    grids = {"video": expected.video.grid_thw, "image": expected.image.grid_thw}
+    found = build_inputs(processor, model, film.sample, blank, dot, template="bare", grids=grids)
+    for kind in ("video", "image"):
+        assert len(getattr(found, kind).pixels) == 0
+        # What a cache adds to both
+        found, expected = (
+            replace(p, **{kind: Vision(torch.empty(0), getattr(p, kind).grid_thw, torch.empty(0))})
+            for p in (found, expected)
+        )
+    assert_equal(found, expected)
 
 
 def test_what_has_no_hash_goes_by_its_pixels(film):
@@ -164,10 +199,45 @@ def test_a_file_that_is_not_the_manifests_is_refused_before_it_takes_its_name(fi
         film(film.sample)
 
 
+def test_the_step_fills_what_the_recipe_shares_and_says_why_not(bench: Bench):
+    given = {"manifest": str(bench.manifest), "model": str(bench.model)}
+    place = f"training.feature_cache_dir={bench.folder / 'features'}"
+    done = steps.features(bench.recipe(place), **given)
+    assert done.location == str(bench.folder / "features")
+    assert done.metrics["computed"] == done.metrics["videos"] > 0
+    done = steps.features(bench.recipe(place, "training.learning_rate=1e-4"), **given)
+    assert done.metrics["computed"] == 0
+    assert "tower trains" in steps.features(bench.recipe(place, "model.freeze_vision=false"), **given).text
+
+
+def test_a_step_with_nothing_to_fill_loads_no_torch():
+    code = (
+        "import sys; from appo import steps; from appo.config import load_recipe;"
+        "print(steps.features(load_recipe('demo'), manifest='', model='').text, 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert (
+        said.splitlines()[-1] == "nothing to fill: training.feature_cache_dir=null: kept in memory only False"
+    )
+
+
+def test_the_command_says_what_it_found(bench: Bench):
+    given = ["--recipe", "demo", "--manifest", str(bench.manifest), "--model", str(bench.model)]
+    place = bench.folder / "features"
+    for found in (
+        r"features: (\d+) computed, 0 found, of \1 videos",
+        r"features: 0 computed, (\d+) found, of \1",
+    ):
+        result = CliRunner().invoke(
+            app, ["data", "features", *given, "--set", f"training.feature_cache_dir={place}"]
+        )
+        assert re.search(found, result.output), result.output
+
+
 def test_filling_what_keeps_nothing_is_refused(bench: Bench):
     manifest = read_manifest(bench.manifest)
-    with pytest.raises(ValueError, match=r"features would stay in memory.*name a folder"):
+    with pytest.raises(ValueError, match=r"feature_cache_dir=null: kept in memory only.*to a folder"):
         fill(bench.recipe(), manifest, str(bench.model))
     trained = bench.recipe("model.freeze_vision=false", f"training.feature_cache_dir={bench.folder}")
-    with pytest.raises(ValueError, match=r"the tower trains.*freeze"):
+    with pytest.raises(ValueError, match=r"the tower trains.*model\.freeze_vision"):
         fill(trained, manifest, str(bench.model))
