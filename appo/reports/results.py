@@ -188,7 +188,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise ReportError(f"{path}: is missing; run the step that writes it again")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").split("\n")
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

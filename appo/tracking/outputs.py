@@ -100,4 +100,4 @@ def weight_histogram(groups: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 def _groups(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]

@@ -282,3 +282,17 @@ def test_means_reach_mlflow_on_the_parents_and_predictions_on_the_children(tmp_p
     assert fresh["differences"] == json.loads(made.numbers.read_text())["differences"]
     with pytest.raises(ReportError, match=r"unknown in this MLflow store; there are .*demo"):
         fetch_experiment("demmo", tmp_path / "no", recipe=recipe, run_dir=tmp_path)
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_a_line_ends_at_its_line_feed_alone(tmp_path, sign):
+    """A response may hold what Unicode counts as line ends; JSON leaves them as they are."""
+    from appo.reports.results import read_lines
+    from appo.tracking.outputs import _groups
+
+    path = tmp_path / "groups.jsonl"
+    record = {"completions": [f"one{sign}two"]}
+    path.write_text(json.dumps(record, ensure_ascii=False) + "\n" + json.dumps(record)[:9], encoding="utf-8")
+    assert read_lines(path) == [record]
+    path.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert _groups(path) == [record]
