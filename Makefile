@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint format ui golden k8s-check images clean
+.PHONY: help setup demo test quick lint format ui golden k8s-check images images-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -57,6 +57,9 @@ k8s-check: $(READY) ## every overlay builds and validates strictly against the K
 
 images: ## the cpu and data images (buildah or docker)
 	@docker/build cpu data
+
+images-check: $(READY) ## the built images: compiled steps and a small demo in them (APPO_CONTAINER_RUN: docker run --rm)
+	@APPO_CONTAINER_RUN="$${APPO_CONTAINER_RUN:-docker run --rm}" $(BIN)/pytest -q -s --durations=0 tests/docker
 
 clean: ## remove runs, builds and caches (not the environment)
 	rm -rf runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
