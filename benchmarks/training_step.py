@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 
-from appo.modeling.windows import batched_windows
 from benchmarks.arms import ARMS, Step
 from benchmarks.counting import count
 from benchmarks.shapes import SHAPES, Shape, build_model, build_prompts, completions, resized
@@ -54,11 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = build_model(shape, device)
     found: dict[str, Any] = {"machine": machine(device), "shape": asdict(shape)}
     print(f"{shape.name}: {found['machine']}", flush=True)
-    with batched_windows(model):
-        if args.grow:
-            found["growth"] = grow(shape, model, args.grow, args.arms, args.rounds)
-        else:
-            found |= compare(shape, model, args)
+    if args.grow:
+        found["growth"] = grow(shape, model, args.grow, args.arms, args.rounds)
+    else:
+        found |= compare(shape, model, args)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(found, indent=1) + "\n")

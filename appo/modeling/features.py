@@ -36,13 +36,10 @@ def base_model(model: Any) -> Any:
 @torch.no_grad()
 def encode(model: Any, pixels: Tensor, grid_thw: Tensor) -> list[Tensor]:
     """Features of each video or image, (tokens, hidden * (1 + deepstack layers)) each."""
-    from appo.modeling.windows import batched_windows
-
     tower = encoding_tower(model)
     weight = next(tower.parameters())
-    with batched_windows(model):
-        # A tower makes no difference between videos and images; their grids do.
-        found = tower(pixels.to(weight.device, weight.dtype), grid_thw=grid_thw.to(weight.device))
+    # A tower makes no difference between videos and images; their grids do.
+    found = tower(pixels.to(weight.device, weight.dtype), grid_thw=grid_thw.to(weight.device))
     extra = getattr(found, "deepstack_features", None) or []
     sizes = (grid_thw.prod(-1) // tower.spatial_merge_size**2).tolist()
     return list(torch.cat([found.pooler_output, *extra], dim=-1).split(sizes))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from appo.modeling import attention, features, positions
+from appo.modeling import attention, features, positions, windows
 
 if TYPE_CHECKING:
     from appo.config import Model
@@ -44,6 +44,7 @@ def prepare(model: Any, *, freeze_vision: bool = True) -> Any:
     attention.check_supported(model)
     positions.install(model)
     features.install(model)
+    windows.install(model)
     install_row_choice(model)
     if freeze_vision:
         features.base_model(model).visual.requires_grad_(False)

@@ -25,7 +25,6 @@ from appo.data.messages import prompt_messages
 from appo.data.schema import VideoSample
 from appo.modeling.inputs import PromptInputs, build_inputs, vision_kwargs
 from appo.modeling.loading import prepare
-from appo.modeling.windows import batched_windows
 from appo.prompts import ANSWER, OBSERVATION, THINK, TIME
 from appo.rewards.accuracy import accuracy_reward
 from appo.training import tiny
@@ -58,7 +57,7 @@ def warm_start(recipe: Recipe, manifest_path: Path, out: Path, *, progress: bool
     processor = tiny.make_processor(tokenizer, recipe.video)
     model = prepare(tiny.make_model(tokenizer, seed=settings.seed), freeze_vision=False)
 
-    with Progress(disable=not progress, transient=False) as bar, batched_windows(model):
+    with Progress(disable=not progress, transient=False) as bar:
         task = bar.add_task("warm start: frames", total=len(learned))
         examples = []
         for sample in learned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import unicodedata
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from appo.config import Video
 from appo.data.schema import VideoSample
 from appo.data.video import VideoFrames
+from appo.modeling import windows
 from appo.modeling.inputs import build_inputs, vision_kwargs
-from appo.modeling.windows import batched_windows
 from appo.training import tiny
 
 TEXTS = ["Which colour is shown?\nA. red\nB. green", "<think>it shows red</think><answer>A</answer>"] * 4
@@ -139,20 +140,24 @@ def test_batched_windows_change_nothing_but_the_speed(tokenizer, model, sizes) -
     ]
     pixels = torch.cat([p.video.pixels for p in prompts])
     grid = torch.cat([p.video.grid_thw for p in prompts])
-    tower = model.model.visual
 
-    def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def run(tower) -> tuple[torch.Tensor, list[torch.Tensor]]:
         tower.zero_grad()
         out = tower(pixels, grid_thw=grid).pooler_output
         (out**2).sum().backward()
         return out.detach().clone(), [p.grad.clone() for p in tower.parameters()]
 
-    plain, plain_gradients = run()
-    with batched_windows(model):
-        batched, batched_gradients = run()
-    restored, _ = run()
+    plain, plain_gradients = run(copy.deepcopy(model).model.visual)
+    installed = windows.install(copy.deepcopy(model)).model.visual
+    batched, batched_gradients = run(installed)
     # float32 sums of up to 1,176 terms in another order
     assert torch.allclose(plain, batched, rtol=1e-4, atol=1e-4)
     for one, other in zip(plain_gradients, batched_gradients, strict=True):
         assert (one - other).norm() <= 1e-3 * one.norm() + 1e-6
-    assert torch.equal(plain, restored)
+    # A copy works with its own weights.
+    other = copy.deepcopy(installed)
+    with torch.no_grad():
+        for parameter in installed.parameters():
+            parameter.zero_()
+    again, _ = run(other)
+    assert torch.equal(again, batched)
