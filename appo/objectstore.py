@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from appo.storage import StorageError
+from appo.storage import StorageError, StoreError
 
 T = TypeVar("T")
 ATTEMPTS = 6
@@ -265,7 +265,7 @@ def _pieces(uri: str, start: int, end: int, etag: str) -> Iterator[bytes]:
         except _broken_reads() as error:
             failures += 1
             if failures >= ATTEMPTS:
-                raise StorageError(f"{uri}: broke off {failures} times at byte {start}: {error}") from error
+                raise StoreError(f"{uri}: broke off {failures} times at byte {start}: {error}") from error
             _pause(failures)
         finally:
             answer["Body"].close()
@@ -280,14 +280,17 @@ def _broken_reads() -> tuple[type[BaseException], ...]:
 
 
 def _retry(uri: str, call: Callable[[], T]) -> T:
-    """`call()`, again after server errors and broken connections; other failures as StorageError."""
+    """`call()`, again after server errors and broken connections.
+
+    Raises StorageError for a missing or damaged object, StoreError for everything else.
+    """
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
         except (NoCredentialsError, PartialCredentialsError) as error:
-            raise StorageError(
+            raise StoreError(
                 f"{uri}: no complete S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
                 "AWS_PROFILE, or give the pod's service account a role"
             ) from error
@@ -295,10 +298,11 @@ def _retry(uri: str, call: Callable[[], T]) -> T:
             code = str(error.response.get("Error", {}).get("Code", ""))
             status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
             if attempt == ATTEMPTS or not _TRANSIENT & {code, status}:
-                raise StorageError(f"{uri}: {_in_words(code, status, attempt)}") from error
+                kind = StorageError if _missing(code, status) else StoreError
+                raise kind(f"{uri}: {_in_words(code, status, attempt)}") from error
         except (*_broken_reads(), BotoCoreError) as error:
             if attempt == ATTEMPTS:
-                raise StorageError(f"{uri}: not reached in {attempt} attempts: {error}") from error
+                raise StoreError(f"{uri}: not reached in {attempt} attempts: {error}") from error
         except _Mismatch as error:
             if attempt == MISMATCHES:
                 raise StorageError(f"{uri}: does not match its checksum; store it again") from error
@@ -306,8 +310,12 @@ def _retry(uri: str, call: Callable[[], T]) -> T:
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
+def _missing(code: str, status: str) -> bool:
+    return code in ("NoSuchKey", "404") or (status == "404" and code != "NoSuchBucket")
+
+
 def _in_words(code: str, status: str, attempts: int) -> str:
-    if code in ("NoSuchKey", "404") or (status == "404" and code != "NoSuchBucket"):
+    if _missing(code, status):
         return "no such object"
     if code == "NoSuchBucket":
         return "no such bucket"

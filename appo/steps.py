@@ -67,7 +67,7 @@ def assemble(recipe: Recipe, storage: str) -> Done:
     return Done(
         location=place.of(made.manifest),
         metadata={"rejects": place.of(made.rejects), **counts},
-        metrics={f"samples/{name}": float(count) for name, count in counts.items()},
+        metrics={name: float(count) for name, count in counts.items()},
         text=Path(made.card).read_text(encoding="utf-8"),
     )
 
@@ -278,5 +278,6 @@ def compare(
     )
 
 
-def _counts(counts: Mapping[str, Any]) -> dict[str, int]:
-    return {name: count for name, count in counts.items() if isinstance(count, int)}
+def _counts(tables: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """`{"split": {"train": 9}}` -> `{"split/train": 9}`."""
+    return {f"{table}/{name}": count for table, counts in tables.items() for name, count in counts.items()}

@@ -22,6 +22,10 @@ class StorageError(OSError):
     """A file or object that cannot be read or written; the message names it, the reason and the remedy."""
 
 
+class StoreError(StorageError):
+    """The store itself fails or refuses: it is down, or lacks credentials or a permission. No file is to blame."""
+
+
 class UnsafePath(ValueError):
     """A name that leaves, or tries to leave, the folder it is relative to."""
 

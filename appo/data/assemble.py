@@ -80,7 +80,8 @@ def assemble(recipe: Recipe, out: Path, *, progress: bool = True) -> Assembled:
     card = out / "card.html"
     leakage = leakage_report(kept, data.leakage)
     write_atomic(out / "leakage.json", json.dumps(leakage, indent=1, ensure_ascii=False) + "\n")
-    write_atomic(card, data_card(manifest, recipe, rejects, leakage))
+    page = data_card(manifest, recipe, rejects, leakage)
+    write_atomic(card, page.encode("utf-8", "backslashreplace"))
     write_atomic(manifest.path, text)  # last: where there is a manifest, all else is there
     return Assembled(manifest.path, rejects_path, card, counts, out / "leakage.json")
 
@@ -101,9 +102,9 @@ def _collect(
         if allowed is not None and row.problem_type not in allowed:
             continue
         if (other := samples.get(row.id)) is not None:
-            rejects.append(Reject(row.id, "record", f"id {row.id!r} appears more than once", row.video))
             # Which one stays must not depend on the order of the file.
-            row = min(row, other, key=lambda sample: json.dumps(sample.to_json(), sort_keys=True))
+            row, left = sorted((row, other), key=lambda sample: json.dumps(sample.to_json(), sort_keys=True))
+            rejects.append(Reject(row.id, "record", f"id {row.id!r} appears more than once", left.video))
         samples[row.id] = row
     return samples, rejects, read
 
@@ -189,9 +190,12 @@ def _check_rate(
 ) -> None:
     """Write the rejects file, then stop if there are too many."""
     listed = sorted(
-        everything if everything is not None else rejects, key=lambda r: (r.stage, r.id, r.reason)
+        everything if everything is not None else rejects,
+        key=lambda r: (r.stage, r.id, r.reason, r.video or ""),
     )
-    write_atomic(path, "".join(json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in listed))
+    lines = "".join(json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in listed)
+    # A reject may hold half of a surrogate pair, which is no UTF-8; this writes it as JSON's own escape.
+    write_atomic(path, lines.encode("utf-8", "backslashreplace"))
     if total == 0:
         raise DataQualityError(
             f"no {what} at all: check data.annotations, data.quotas and data.problem_types"

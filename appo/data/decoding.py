@@ -23,7 +23,7 @@ from appo.data.schema import VideoSample
 from appo.data.shards import SHARD_BYTES, SHARD_ROWS, EncodedFrames, encode, shard_bytes, shard_name
 from appo.data.video import VideoError, VideoFrames, decode_bytes
 from appo.data.workers import Failure, WorkerPool
-from appo.storage import StorageError, UnsafePath, is_s3, read_bytes, safe_relative, write
+from appo.storage import StorageError, StoreError, UnsafePath, is_s3, read_bytes, safe_relative, write
 
 VIDEO, IMAGE = "video", "image"
 
@@ -91,7 +91,7 @@ def decode_all(
     frames. journal: appended to; with it, a run that was stopped goes on where the last shard ended. Beside
     shards in S3 notes take its place, so that a new pod goes on too. on_row: called with each new row, before `done`
     and before its shard is written. may_be_gone: a file that was decoded and has been deleted since still counts.
-    Raises RootError when nothing can be read.
+    Raises RootError when nothing can be read, StoreError when the store fails in between.
     """
     if not may_be_gone:
         root.check()
@@ -129,6 +129,8 @@ def decode_all(
     with pool:
         for (item, medium), result in pool.run(tasks()):
             if isinstance(result, Failure):
+                if result.fatal:  # which videos a store's bad minute hits must not decide what is trained on
+                    raise StoreError(f"{result.reason}; nothing is rejected for that: run it again")
                 done(item, Rejected("decode", result.reason))
                 continue
             decoded, row = result
@@ -155,7 +157,7 @@ def make_decoder(
             digest = item.clip.key(found)
             frames = _decode(item, medium, payload, video)
         except (VideoError, StorageError) as error:
-            return Failure(str(error))
+            return Failure(str(error), fatal=isinstance(error, StoreError))
         decoded = Decoded(digest, frames.duration_s, len(frames.frames), *frames.frames.shape[1:3])
         if not keep or digest in stored:
             return decoded, None

@@ -16,11 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from appo.data.archives import is_archive
 from appo.data.manifest import KIND, read_manifest
+from appo.data.media import MediaRoot
 from appo.data.schema import VideoSample
-from appo.storage import read_bytes, sha256_file
+from appo.storage import is_s3, read_bytes
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v")
+LIST_SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
 NAME_FIELDS = ("video", "video_name", "video_id", "video_path", "path", "video_basename")
 
 
@@ -48,28 +51,33 @@ class Leak:
 
 
 def test_videos(place: str) -> TestVideos:
-    """What `place` names: an assembled manifest, a folder of videos (hashed here), or a list of names.
+    """What `place` names: an assembled manifest; a folder, archive or s3:// prefix of videos (hashed here, those in
+    archives too); or a list of names.
 
     A list is JSON, JSONL or CSV with one of the fields `video`, `video_id`, `video_name`, `path`, or text
     with a name a line. Raises LeakageError for anything else.
     """
     path = Path(place)
-    if path.is_dir() and not (path / "manifest.jsonl").is_file():
-        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in VIDEO_SUFFIXES and f.is_file())
-        return TestVideos(
-            {f.stem: f.relative_to(path).as_posix() for f in files},
-            {sha256_file(f): f.relative_to(path).as_posix() for f in files},
-        )
-    if path.is_dir():
+    if path.is_dir() and (path / "manifest.jsonl").is_file():
         path = path / "manifest.jsonl"
-    data = read_bytes(str(path) if not place.startswith("s3://") else place)
+    elif path.is_dir() or is_archive(place) or (is_s3(place) and not place.lower().endswith(LIST_SUFFIXES)):
+        files = dict(MediaRoot(place).files(VIDEO_SUFFIXES))
+        if not files:
+            raise LeakageError(f"{place}: holds no videos; they end in {', '.join(VIDEO_SUFFIXES)}")
+        return TestVideos(
+            {stem(name): name for name in files}, {file.sha256(): name for name, file in files.items()}
+        )
+    data = read_bytes(place if is_s3(place) else path)
     if data.startswith(b'{"kind":"' + KIND.encode()):
         samples = [s for s in read_manifest(path).samples if s.video is not None]
         return TestVideos(
             {stem(s.video): s.video for s in samples if s.video},
             {s.video_sha256: s.video for s in samples if s.video_sha256 and s.video},
         )
-    names = list(_names(place, data.decode("utf-8-sig")))
+    try:
+        names = list(_names(place, data.decode("utf-8-sig")))
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise LeakageError(f"{place}: is no list of names: {error}") from error
     if not names:
         raise LeakageError(f"{place}: holds no video names; needs one of the fields {', '.join(NAME_FIELDS)}")
     return TestVideos({stem(name): name for name in names}, {})

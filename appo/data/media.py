@@ -8,8 +8,10 @@ root is looked up in the archives there. Paths out of records are hostile until 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -58,7 +60,8 @@ class Medium:
         return open_binary(self.local) if self.local is not None else io.BytesIO(self.read())
 
     def sha256(self) -> str:
-        assert self.local is not None
+        if self.local is None:
+            return hashlib.sha256(self.read()).hexdigest()
         return folder_sha256(self.local) if self.local.is_dir() else sha256_file(self.local)
 
 
@@ -84,22 +87,47 @@ class MediaRoot:
         when an archive that may hold it cannot be read.
         """
         relative = safe_relative(name)
-        if not is_archive(self.root):
-            if is_s3(self.root):
-                if found := self._objects.get(relative):
-                    return Medium(f"{self.root}/{relative}", found)
-            else:
-                path = _whatever_case(inside(Path(self.root), relative))
-                if path.is_file():
-                    status = path.stat()
-                    return Medium(str(path), f"{status.st_size}-{status.st_mtime_ns}", local=path)
-                if is_frame_folder(path):
-                    return Medium(str(path), folder_stamp(path), local=path)
-                if path.exists():
-                    raise MediaMissing(f"{path}: is not a regular file")
-        if entry := self._find_entry(relative):
-            return Medium(entry.uri, f"{entry.size}-{entry.crc32 or 0:08x}", entry=entry)
+        for spelling in _spellings(relative):
+            if found := self._find_file(spelling):
+                return found
+        for spelling in _spellings(relative):
+            if entry := self._find_entry(spelling):
+                return _of_entry(entry)
         raise MediaMissing(f"{self.root}/{relative}: no such file{self._searched()}")
+
+    def files(self, suffixes: tuple[str, ...]) -> Iterator[tuple[str, Medium]]:
+        """(name, medium) of every file below the root whose suffix, in small letters, is one of `suffixes`; those
+        in archives too. In order of name. Raises RootError."""
+        found: dict[str, Medium] = {}
+        for folder, archive in self._archives:
+            for entry in self._read_directory(archive):
+                found[f"{folder}/{entry.name}" if folder else entry.name] = _of_entry(entry)
+        for name in self._names():
+            place = f"{self.root}/{name}"
+            found[name] = Medium(place, "", local=None if is_s3(place) else Path(place))
+        yield from ((name, found[name]) for name in sorted(found) if name.lower().endswith(suffixes))
+
+    def _find_file(self, relative: str) -> Medium | None:
+        """A file or an object of exactly this name."""
+        if is_archive(self.root):
+            return None
+        if is_s3(self.root):
+            stamp = self._objects.get(relative)
+            return None if stamp is None else Medium(f"{self.root}/{relative}", stamp)
+        path = inside(Path(self.root), relative)
+        try:
+            if path.is_file():
+                status = path.stat()
+                return Medium(str(path), f"{status.st_size}-{status.st_mtime_ns}", local=path)
+            if is_frame_folder(path):
+                return Medium(str(path), folder_stamp(path), local=path)
+            if path.exists():
+                raise MediaMissing(f"{path}: is not a regular file")
+        except OSError as error:  # a name too long for the file system, a folder that may not be read
+            if isinstance(error, StorageError):
+                raise
+            raise MediaMissing(f"{str(path)[:300]}: {error.strerror}") from error
+        return None
 
     def _searched(self) -> str:
         count = len(self._archives)
@@ -115,33 +143,39 @@ class MediaRoot:
         except StorageError as error:
             raise RootError(str(error)) from error
 
+    def _names(self) -> Iterator[str]:
+        """Every file below the root, relative to it; none where the root is an archive."""
+        if is_archive(self.root):
+            return
+        if is_s3(self.root):
+            yield from self._objects
+        else:
+            base = Path(self.root)
+            yield from (p.relative_to(base).as_posix() for p in base.rglob("*") if p.is_file())
+
     @cached_property
     def _archives(self) -> list[tuple[str, str]]:
         """(folder relative to the root, location) of every archive below the root, in order of name."""
         if is_archive(self.root):
             return [("", self.root)]
-        if is_s3(self.root):
-            names = [name for name in self._objects if is_archive(name)]
-        else:
-            base = Path(self.root)
-            names = [
-                p.relative_to(base).as_posix() for p in base.rglob("*") if p.is_file() and is_archive(p.name)
-            ]
-        return [(os.path.dirname(name), f"{self.root}/{name}") for name in sorted(names)]
+        names = sorted(name for name in self._names() if is_archive(name))
+        return [(os.path.dirname(name), f"{self.root}/{name}") for name in names]
 
     @cached_property
     def _entries(self) -> dict[str, Entry]:
         """Path as records give it -> entry; for archives in a folder, with and without that folder."""
         found: dict[str, Entry] = {}
         for folder, archive in self._archives:
-            try:
-                entries = list(list_entries(archive))
-            except (StorageError, UnsafePath) as error:
-                raise RootError(str(error)) from error
-            for entry in entries:
+            for entry in self._read_directory(archive):
                 for name in {entry.name, f"{folder}/{entry.name}" if folder else entry.name}:
                     found.setdefault(name, entry)
         return found
+
+    def _read_directory(self, archive: str) -> list[Entry]:
+        try:
+            return list(list_entries(archive))
+        except (StorageError, UnsafePath) as error:
+            raise RootError(str(error)) from error
 
     def _find_entry(self, relative: str) -> Entry | None:
         if not self._archives:
@@ -161,10 +195,12 @@ class MediaRoot:
         return found
 
 
-def _whatever_case(path: Path) -> Path:
-    """Perception Test ships some files as `.MP4` whose records may say `.mp4`."""
-    if not path.exists() and path.suffix.lower() == ".mp4":
-        for suffix in (".mp4", ".MP4"):
-            if path.with_suffix(suffix).is_file():
-                return path.with_suffix(suffix)
-    return path
+def _of_entry(entry: Entry) -> Medium:
+    return Medium(entry.uri, f"{entry.size}-{entry.crc32 or 0:08x}", entry=entry)
+
+
+def _spellings(relative: str) -> list[str]:
+    """The name, then with its suffix in small and in capital letters: Perception Test ships some files as `.MP4`
+    whose records say `.mp4`."""
+    stem, suffix = os.path.splitext(relative)
+    return list(dict.fromkeys([relative, stem + suffix.lower(), stem + suffix.upper()]))

@@ -56,6 +56,10 @@ class VideoSample:
             )
         if self.split not in SPLITS:
             raise SampleError(f"split={self.split!r}: must be one of {', '.join(SPLITS)}")
+        for name in ("id", "source", "question", "answer", "video", "image"):
+            _check_text(name, getattr(self, name))
+        for option in self.options:
+            _check_text("options", option)
         if not self.question.strip():
             raise SampleError("question: is empty; every sample asks something")
         if not self.answer.strip():
@@ -92,3 +96,14 @@ class VideoSample:
             return cls(**values)
         except TypeError as error:
             raise SampleError(f"record {record.get('id', '?')}: {error}") from error
+
+
+def _check_text(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise SampleError(f"{name}={value!r}: must be text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON may hold "\\ud83d" without its other half
+        raise SampleError(f"{name}={value!r}: holds half a character; write it out whole") from error

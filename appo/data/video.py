@@ -24,6 +24,9 @@ from appo.data.mp4 import frame_size
 FACTOR = 28  # 14 pixels a patch, 2 x 2 patches merged into one visual token
 TEMPORAL_PATCH = 2  # raw frames merged into one temporal patch
 MATROSKA_MAGIC = b"\x1a\x45\xdf\xa3"
+# Lists of other files that FFmpeg would open, wherever they lie.
+PLAYLISTS = (b"#EXTM3U", b"ffconcat")
+NO_TEXT = frozenset(range(32)) - frozenset(b"\t\n\r\x0c\x1b")
 FAULT_TOLERANCE = 1e-9
 MAX_ASPECT_RATIO = 200  # as in Qwen's own image processor
 Part = tuple[float, float]  # (start, end) in seconds from the first frame
@@ -166,6 +169,7 @@ def _decode(name: str | Path, file: str | io.BytesIO, video: Video, part: Part |
         _check_file(Path(file))
     elif not file.getbuffer().nbytes:
         raise VideoError(name, "is empty (0 bytes)")
+    _refuse_text(name, file)
     reader, size = _open_to_fit(name, file, video)
     total = len(reader)
     try:
@@ -313,6 +317,14 @@ def _check_whole(name: str | Path, file: str | io.BytesIO, end_s: float) -> None
         raise VideoError(
             name, f"is truncated: declares {longest:.1f} s, its last frame ends at {end_s:.1f} s"
         )
+
+
+def _refuse_text(name: str | Path, file: str | io.BytesIO) -> None:
+    """FFmpeg takes text for playlists, subtitles or network addresses; no container of video starts as text."""
+    with open(file, "rb") if isinstance(file, str) else io.BytesIO(file.getbuffer()[:1024]) as stream:
+        head = stream.read(1024)
+    if head.startswith(PLAYLISTS) or NO_TEXT.isdisjoint(head):
+        raise VideoError(name, "cannot be opened as video: it is text")
 
 
 def _decord_errors() -> tuple[type[BaseException], ...]:

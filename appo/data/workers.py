@@ -30,9 +30,11 @@ QUEUED = 2  # tasks a worker holds: one at work, one to go on with
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A task without a result: the worker raised, died or missed its deadline."""
+    """A task without a result: the worker raised, died or missed its deadline. fatal: not for a reason of its
+    own, so that the tasks behind it would fail too."""
 
     reason: str
+    fatal: bool = False
 
 
 @dataclass

@@ -177,8 +177,14 @@ class Tracker:
     # -- logging -------------------------------------------------------------------------------------
 
     @_never_raises
-    def log_metrics(self, values: Mapping[str, Any], step: int | None = None, *, run: str = "child") -> None:
-        """Numbers of one step. Values that are no numbers are left out; NaN is kept, as MLflow knows it."""
+    def log_metrics(
+        self, values: Mapping[str, Any], step: int | None = None, *, run: str = "child", once: bool = False
+    ) -> None:
+        """Numbers of one step. Values that are no numbers are left out; NaN is kept, as MLflow knows it.
+
+        once: where the run has this step already, the first numbers stay (a training that went back to a
+        checkpoint makes some steps again).
+        """
         numbers: dict[str, float] = {}
         for name, value in values.items():
             try:
@@ -189,7 +195,8 @@ class Tracker:
                 number = math.nan
             numbers[_BAD_KEY.sub("_", name)[:250]] = number
         if numbers:
-            self._append({"op": "metrics", "run": run, "values": numbers, "step": int(step or 0)})
+            event = {"op": "metrics", "run": run, "values": numbers, "step": int(step or 0)}
+            self._append({**event, "once": True} if once else event)
 
     @_never_raises
     def log_params(self, values: Mapping[str, Any], *, run: str = "child") -> None:
@@ -222,9 +229,8 @@ class Tracker:
         """Rows with equal keys (completions, predictions) as a table that MLflow's UI can browse."""
         columns = list(dict.fromkeys(name for row in rows for name in row))
         data = [[_plain(row.get(name)) for name in columns] for row in rows]
-        self._append(
-            {"op": "table", "run": run, "columns": columns, "rows": data, "artifact_file": artifact_file}
-        )
+        table = {"columns": columns, "rows": data, "artifact_file": artifact_file}
+        self._append({"op": "table", "run": run, **table})
 
     @_never_raises
     def log_dataset(

@@ -2,6 +2,7 @@
 
 A start looks for its run key before it creates a run; metrics carry the time stamp they were measured at, and
 the tracking store drops exact repetitions; files and tables are overwritten. Sending twice leaves one copy.
+Steps that a resumed training makes again are left out where their numbers are there already (`steps_sent`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from appo.tracking.journal import Event
 from appo.tracking.locks import file_lock
 from appo.tracking.secrets import scrub
+from appo.tracking.steps_sent import StepsSent
 
 # What MLflow's REST API takes in one log_batch call
 _METRICS_A_CALL, _PARAMS_A_CALL, _TAGS_A_CALL = 900, 90, 90
@@ -48,6 +50,7 @@ class MlflowSink:
         self._lock_path = lock_path
         self._client: Any = None
         self._experiment_id: str | None = None
+        self._steps = StepsSent(self._steps_of)
 
     @classmethod
     def at(cls, uri: str, experiment: str) -> MlflowSink:
@@ -208,6 +211,8 @@ class MlflowSink:
                 ) or [made]
                 if found[0].info.run_id != made.info.run_id:
                     self.client.delete_run(made.info.run_id)
+                else:
+                    self._steps.nothing_sent(made.info.run_id)
         run_id = str(found[0].info.run_id)
         if found[0].info.status != RunStatus.to_string(RunStatus.RUNNING):
             self.client.update_run(run_id, status="RUNNING")
@@ -243,13 +248,19 @@ class MlflowSink:
     def _metrics(self, batch: list[Event], ids: dict[str, str]) -> None:
         from mlflow.entities import Metric
 
+        run_id = ids[batch[0]["run"]]
         metrics = [
             Metric(name, value, event["time_ms"], event["step"])
             for event in batch
             for name, value in event["values"].items()
+            if not event.get("once") or self._steps.is_new(run_id, name, event["step"], event["time_ms"])
         ]
         for start in range(0, len(metrics), _METRICS_A_CALL):
-            self.client.log_batch(ids[batch[0]["run"]], metrics=metrics[start : start + _METRICS_A_CALL])
+            self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_CALL])
+
+    def _steps_of(self, run_id: str, name: str) -> dict[int, int]:
+        """Time stamps of the steps at which this metric stands in MLflow."""
+        return {m.step: m.timestamp for m in self.client.get_metric_history(run_id, name)}
 
     def _artifact(self, event: Event, ids: dict[str, str]) -> None:
         path = Path(event["path"])

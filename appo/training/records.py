@@ -56,7 +56,7 @@ class StepRecorder(TrainerCallback):
             file.write(json.dumps(line) + "\n")
         if self.tracker is not None:
             numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
-            self.tracker.log_metrics(numbers, step=state.global_step)
+            self.tracker.log_metrics(numbers, step=state.global_step, once=True)
         if self._bar is not None:
             self._bar.set_postfix(reward=f"{logs.get('reward', 0):.2f}", refresh=False)
             self._bar.update(1)

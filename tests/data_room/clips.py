@@ -59,6 +59,15 @@ def write_sound(path: Path) -> Path:
     return path
 
 
+def write_nothing(path: Path) -> Path:
+    """A video stream is declared, and not one frame of it is there."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        container.start_encoding()
+    return path
+
+
 def _write_silence(container: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
     frame = av.AudioFrame.from_ndarray(
         np.zeros((1, int(16000 * seconds)), np.float32), format="fltp", layout="mono"
@@ -69,11 +78,15 @@ def _write_silence(container: av.container.OutputContainer, stream: av.AudioStre
 
 
 def rotate(path: Path, degrees: int) -> Path:
-    """Write a display matrix into the MP4, as a phone held sideways does. degrees: 90 or 180, clockwise."""
+    """Write a display matrix into the MP4, as a phone held sideways does. degrees: 90, 180 or 270, clockwise."""
     data = bytearray(path.read_bytes())
     header = data.index(b"tkhd") + 4
     at = header + 4 + (32 if data[header] == 1 else 20) + 16
-    matrix = {90: (0, 1, 0, -1, 0, 0, 0, 0, 1), 180: (-1, 0, 0, 0, -1, 0, 0, 0, 1)}[degrees]
+    matrix = {
+        90: (0, 1, 0, -1, 0, 0, 0, 0, 1),
+        180: (-1, 0, 0, 0, -1, 0, 0, 0, 1),
+        270: (0, -1, 0, 1, 0, 0, 0, 0, 1),
+    }[degrees]
     data[at : at + 36] = struct.pack(
         ">9i", *(v << 30 if i % 3 == 2 else v << 16 for i, v in enumerate(matrix))
     )

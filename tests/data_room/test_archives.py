@@ -31,6 +31,7 @@ def make_zip(path: Path, members: dict[str, bytes], *, method: int = zipfile.ZIP
 
 
 def make_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as archive:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
@@ -148,6 +149,43 @@ def test_broken_or_hostile_archive_stops_the_run(tmp_path: Path) -> None:
         recipe = recipe_of(tmp_path, f"data.annotations={annotations}", f"data.root={tmp_path / root}")
         with pytest.raises(RootError, match=words):
             assemble(recipe, tmp_path / "out", progress=False)
+
+
+def test_truncated_tar_is_noticed(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "a.tar", MEMBERS)
+    path.write_bytes(path.read_bytes()[:9000])  # in the middle of a member
+    with pytest.raises(StorageError, match=r"a\.tar: is not a readable archive"):
+        list(list_entries(str(path)))
+
+
+@pytest.mark.parametrize("place", ["folder", "zip", "tar"])
+def test_capital_letters_of_a_suffix_do_not_matter(tmp_path: Path, place: str) -> None:
+    """Perception Test ships `.MP4` for some records' `.mp4`, and so may any publisher, in a folder or an archive."""
+    names = {"a/one.MP4": b"1", "two.webm": b"2", "three.Mkv": b"3", "both.mp4": b"4", "both.MP4": b"5"}
+    root = tmp_path / {"folder": "root", "zip": "A.ZIP", "tar": "A.Tar"}[place]
+    if place == "folder":
+        for name, data in names.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(data)
+    else:
+        (make_zip if place == "zip" else make_tar)(root, names)
+    media = MediaRoot(root)
+    asked = {"a/one.mp4": b"1", "two.WEBM": b"2", "three.Mkv": b"3", "both.mp4": b"4", "both.MP4": b"5"}
+    assert {name: media.find(name).read() for name in asked} == asked
+    assert [name for name, _ in media.files((".mp4", ".webm"))] == [
+        "a/one.MP4",
+        "both.MP4",
+        "both.mp4",
+        "two.webm",
+    ]
+    with pytest.raises(MediaMissing):
+        media.find("a/ONE.mp4")  # the rest of a name is another name
+
+
+def test_a_name_that_no_disk_can_hold_is_missing(tmp_path: Path) -> None:
+    for name in ("x" * 300 + ".mp4", "/".join(["long"] * 2000) + ".mp4"):
+        with pytest.raises(MediaMissing, match="too long"):
+            MediaRoot(tmp_path).find(name)
 
 
 def test_assembly_from_an_archive_equals_assembly_from_files(tmp_path: Path) -> None:

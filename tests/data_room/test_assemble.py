@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from appo import steps
 from appo.config import Recipe
 from appo.data.assemble import Assembled, DataQualityError, assemble
 from appo.data.frames import open_frames
@@ -201,6 +202,8 @@ def hostile(clips: Path, tmp_path: Path) -> tuple[Path, Path, dict[str, str]]:
     }
     good = ["good0.mp4", "good1.mp4", "./good2.mp4", "ein Über-Clip (1) 動画.mp4"]
     records = [question(name) for name in [*good, *expected]]
+    expected["image"] = "climb out"
+    records.append(question("good0.mp4", id="image", image="../../etc/passwd"))
     return root, write_jsonl(tmp_path / "q.jsonl", records), expected
 
 
@@ -214,7 +217,7 @@ def test_hostile_and_broken_files_are_rejected_with_reasons(
     for name, words in expected.items():
         assert words in reasons[name], (name, reasons[name])
     assert len(read_manifest(done.manifest).samples) == 4
-    assert done.counts["rejected"] == {"decode": 4, "path": 12}
+    assert done.counts["rejected"] == {"decode": 4, "path": 13}
     card = done.card.read_text()
     assert "symbolic link" in card
     assert "動画" in card
@@ -237,7 +240,7 @@ def test_too_many_rejects_stop_the_run(hostile: tuple[Path, Path, dict[str, str]
     recipe = recipe_of(
         tmp_path, f"data.annotations={annotations}", f"data.root={root}", "data.max_reject_rate=0.01"
     )
-    with pytest.raises(DataQualityError, match=r"16 of 20 samples rejected.*max_reject_rate=1.00%") as caught:
+    with pytest.raises(DataQualityError, match=r"17 of 21 samples rejected.*max_reject_rate=1.00%") as caught:
         run(recipe, tmp_path / "out")
     assert str(tmp_path / "out" / "rejects.jsonl") in str(caught.value)
     assert set(rejects_of(tmp_path / "out" / "rejects.jsonl")) == set(expected)
@@ -273,6 +276,42 @@ def test_bad_records_are_rejected_with_reasons(clips: Path, tmp_path: Path) -> N
     }.items():
         assert words in reasons[name], (name, reasons.get(name))
     assert [s.id for s in read_manifest(done.manifest).samples] == ["good"]
+
+
+def test_text_that_is_no_text_is_rejected_and_can_be_read(clips: Path, tmp_path: Path) -> None:
+    """JSON can hold half of a surrogate pair, which no UTF-8 file can: the run must not end over it."""
+    records = [
+        question("v00.mp4", id="good"),
+        question("v00.mp4", id="half", question="what \ud83d?"),
+        question("v\ud800.mp4", id="name"),
+        {**question("v00.mp4", id="number"), "video": 7},
+    ]
+    annotations = tmp_path / "q.jsonl"
+    annotations.write_text("".join(json.dumps(record) + "\n" for record in records))
+    done = run(recipe_of(tmp_path, *settings(annotations, clips)), tmp_path / "out")
+    reasons = rejects_of(done.rejects)
+    assert "holds half a character" in reasons["half"]
+    assert "video='v\\ud800.mp4'" in reasons["name"]
+    assert "video=7: must be text" in reasons["number"]
+    assert "half a character" in done.card.read_text()
+
+
+def test_rejects_do_not_depend_on_the_order_of_the_file(clips: Path, tmp_path: Path) -> None:
+    records = [question(f"v0{index}.mp4", id="same") for index in range(3)]
+    lists = []
+    for name, rows in {"there": records, "back": records[::-1]}.items():
+        annotations = write_jsonl(tmp_path / name / "q.jsonl", rows)
+        done = run(recipe_of(tmp_path, *settings(annotations, clips)), tmp_path / f"out-{name}")
+        lists.append(done.rejects.read_text())
+        assert [s.video for s in read_manifest(done.manifest).samples] == ["v00.mp4"]
+    assert lists[0] == lists[1]
+
+
+def test_the_step_hands_its_counts_on(annotations: Path, clips: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, *settings(annotations, clips, "data.limit=3"))
+    done = steps.assemble(recipe, str(tmp_path / "run"))
+    assert done.metrics["split/train"] == done.metrics["source/jsonl"] == done.metrics["videos/total"] == 3
+    assert done.metadata["problem_type/multiple choice"] == 3
 
 
 def test_times_after_the_end_of_the_video_are_rejected(clips: Path, tmp_path: Path) -> None:

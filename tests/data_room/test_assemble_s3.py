@@ -13,6 +13,7 @@ from appo.data.assemble import assemble
 from appo.data.frames import open_frames
 from appo.data.manifest import read_manifest
 from appo.data.video import decode_video
+from appo.storage import StoreError
 from tests.data_room.clips import write_clip
 from tests.data_room.recipes import question, recipe_of
 from tests.data_room.stores import Fault, FaultyProxy
@@ -63,6 +64,45 @@ def test_everything_in_the_store(s3: FaultyProxy, tmp_path: Path) -> None:
     # Of the archive, its directory is read and not one video: those start at its first bytes.
     spans = [span for method, path, span in s3.requests if method == "GET" and "part1.zip" in path]
     assert all(int(span.removeprefix("bytes=").split("-")[0]) > 0 for span in spans)
+
+
+def test_a_store_that_fails_stops_the_run_and_rejects_nothing(s3: FaultyProxy, tmp_path: Path) -> None:
+    """Which videos a store's bad minute hits must not decide what is trained on."""
+    for index in range(3):
+        objectstore.put_file(f"s3://data/bad/{index}.mp4", write_clip(tmp_path / f"{index}.mp4", seed=index))
+    storage.write("s3://data/bad/q.jsonl", "".join(json.dumps(question(f"{i}.mp4")) + "\n" for i in range(3)))
+    recipe = recipe_of(tmp_path, "data.annotations=s3://data/bad/q.jsonl")
+    s3.faults.append(Fault("error500", lambda method, path: "1.mp4" in path, times=10**6))
+    with pytest.raises(
+        StoreError, match=r"1\.mp4: .*HTTP 503.* after 6 attempts; nothing is rejected for that"
+    ):
+        assemble(recipe, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
+    s3.faults.clear()
+    again = assemble(recipe, tmp_path / "out", progress=False)
+    assert (
+        again.manifest.read_bytes()
+        == assemble(recipe, tmp_path / "new", progress=False).manifest.read_bytes()
+    )
+    assert again.rejects.read_text() == ""
+
+
+def test_objects_are_compared_by_content_and_found_with_capital_suffixes(
+    s3: FaultyProxy, tmp_path: Path
+) -> None:
+    clip = write_clip(tmp_path / "v.mp4")
+    objectstore.put_file("s3://data/capital/v.MP4", clip)
+    objectstore.put_file(
+        "s3://data/bench/parts/a.zip", make_zip(tmp_path / "a.zip", {"x.mp4": clip.read_bytes()})
+    )
+    storage.write("s3://data/capital/q.jsonl", json.dumps(question("v.mp4")) + "\n")
+    recipe = recipe_of(
+        tmp_path, "data.annotations=s3://data/capital/q.jsonl", "data.leakage={bench: s3://data/bench}"
+    )
+    done = assemble(recipe, tmp_path / "out", progress=False)
+    assert len(read_manifest(done.manifest).samples) == 1
+    (leak,) = json.loads(done.leakage.read_text())["leaks"]
+    assert (leak["by"], leak["benchmark_video"]) == ("content", "parts/x.mp4")
 
 
 def test_videos_as_objects_and_decoding_on_the_fly(s3: FaultyProxy, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from appo.data.assemble import assemble
 from appo.data.leakage import LeakageError, stem, test_videos
 from tests.data_room.clips import write_clip
 from tests.data_room.recipes import question, recipe_of, write_jsonl
+from tests.data_room.test_archives import make_tar, make_zip
 
 test_videos.__test__ = False  # type: ignore[attr-defined]  # a function under test, not a test
 
@@ -47,6 +48,31 @@ def test_folder_is_compared_by_content_and_name(root: Path, tmp_path: Path) -> N
         ("mvbench", "content", "video_1.mp4", "renamed.mp4", 2),
         ("mvbench", "name", "video_2.mp4", "video_2.mp4", 1),
     ]
+
+
+def test_archives_are_compared_by_content(root: Path, tmp_path: Path) -> None:
+    """A benchmark as it was downloaded: one archive, or a folder with archives and videos beside each other."""
+    clip, other = (
+        (root / "video_1.mp4").read_bytes(),
+        write_clip(tmp_path / "other.mp4", seed=99).read_bytes(),
+    )
+    make_zip(tmp_path / "bench.zip", {"videos/renamed.MP4": clip, "readme.txt": clip})
+    make_tar(tmp_path / "folder" / "star" / "part.tar", {"deep/x.mp4": other, "deep/video_2.mp4": other})
+    (tmp_path / "folder" / "loose.MP4").write_bytes((root / "video_3.mp4").read_bytes())
+    places = {"archive": tmp_path / "bench.zip", "folder": tmp_path / "folder"}
+    assert report(root, tmp_path, places) == [
+        ("archive", "content", "video_1.mp4", "videos/renamed.MP4", 2),
+        ("folder", "name", "video_2.mp4", "star/deep/video_2.mp4", 1),
+        ("folder", "content", "video_3.mp4", "loose.MP4", 1),
+    ]
+
+
+def test_place_without_videos_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8")
+    with pytest.raises(LeakageError, match="holds no videos; they end in"):
+        test_videos(str(tmp_path))
+    with pytest.raises(LeakageError, match=r"photo\.jpg: is no list of names"):
+        test_videos(str(tmp_path / "photo.jpg"))
 
 
 def test_manifest_is_compared_by_content(root: Path, tmp_path: Path) -> None:

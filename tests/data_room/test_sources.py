@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from appo.config import RecipeError
-from appo.data.schema import VideoSample
+from appo.data.schema import SampleError, VideoSample
 from appo.data.sources import SOURCES, read_source
 from appo.data.sources.base import Reject, Row, between_tags, iter_json, without_letter
 from appo.data.sources.seed_bench_r1 import draw_options
@@ -194,6 +194,26 @@ def test_nextgqa_map_and_missing_times(tmp_path: Path) -> None:
     assert isinstance(rows[0], Reject)
     assert "no times" in rows[0].reason
     assert all(str(row.video).startswith("1150/") for row in rows[1:])
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "content"),
+    [
+        ("perception_test", "all.json", b'{"video_1": {"mc_question": ['),
+        ("nextgqa", "gsub_val.json", b"<html>not found</html>"),
+        ("nextgqa", "map_vid_vidorID.json", b"[]"),
+        ("nextgqa", "val.csv", b"video_id,question\n1,\xff\xfe\n"),
+    ],
+)
+def test_publishers_files_that_are_broken_are_named(
+    tmp_path: Path, source: str, name: str, content: bytes
+) -> None:
+    for good in ("val.csv", "gsub_val.json"):
+        (tmp_path / good).write_bytes((NEXTGQA / good).read_bytes())
+    (tmp_path / name).write_bytes(content)
+    annotations = tmp_path / ("val.csv" if source == "nextgqa" else name)
+    with pytest.raises(SampleError, match=rf"{name}: (is not|must hold)"):
+        rows_of(tmp_path, source, annotations)
 
 
 def test_nextgqa_list_gives_an_index(tmp_path: Path) -> None:

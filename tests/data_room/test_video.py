@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from appo.config import Video
 from appo.data.mp4 import frame_size
@@ -22,7 +23,7 @@ from appo.data.video import (
     resize,
     sampled_fps,
 )
-from tests.data_room.clips import read_back, rotate, write_clip, write_sound
+from tests.data_room.clips import read_back, rotate, write_clip, write_nothing, write_sound
 
 SAME_SIZE = {"max_pixels": 56 * 84, "min_pixels": 784}
 
@@ -46,7 +47,7 @@ def test_bytes_decode_as_files_do(tmp_path: Path) -> None:
     assert one.frame_indices == two.frame_indices
 
 
-@pytest.mark.parametrize("degrees", [90, 180])
+@pytest.mark.parametrize("degrees", [90, 180, 270])
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (30, 46)])  # 48 wide: decord pads such rows
 def test_rotation_metadata_and_narrow_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, degrees: int, size: tuple[int, int]
@@ -117,6 +118,11 @@ def test_content_counts_not_the_extension(tmp_path: Path) -> None:
     assert len(decode_video(clip, Video(num_frames=4)).frames) == 4
 
 
+def picture(path: Path, kind: str) -> Path:
+    Image.new("RGB", (64, 48)).save(path, kind)
+    return path
+
+
 def cut(path: Path) -> Path:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path
@@ -133,16 +139,54 @@ def cut(path: Path) -> Path:
             "cannot be opened as video",
         ),
         (lambda f: write_sound(f / "sound.mp4"), "cannot be opened as video"),
+        (lambda f: write_nothing(f / "zero.mp4"), "cannot be opened as video"),
+        (lambda f: write_nothing(f / "zero.mkv"), "cannot be opened as video"),
+        (lambda f: picture(f / "png.mp4", "PNG"), "cannot be opened as video"),
+        (lambda f: picture(f / "jpeg.mp4", "JPEG"), "cannot be opened as video"),
         (lambda f: cut(write_clip(f / "cut.mp4", num_frames=100)), "cannot be opened as video"),
         (lambda f: cut(write_clip(f / "cut.mkv", num_frames=300)), "is truncated: declares 12.0 s"),
     ],
-    ids=["missing", "folder", "empty", "text", "audio only", "truncated mp4", "truncated mkv"],
+    ids=[
+        "missing",
+        "folder",
+        "empty",
+        "text",
+        "audio only",
+        "no frames in mp4",
+        "no frames in mkv",
+        "a PNG",
+        "a JPEG",
+        "truncated mp4",
+        "truncated mkv",
+    ],
 )
 def test_broken_files_are_named_with_the_reason(tmp_path: Path, make, reason: str) -> None:
     path = make(tmp_path)
     with pytest.raises(VideoError, match=reason) as caught:
         decode_video(path, Video())
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{other}\n#EXT-X-ENDLIST\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{other}\n#EXT-X-ENDLIST\n\0\1",
+        "ffconcat version 1.0\nfile {other}\n",
+        "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+    ],
+    ids=["playlist", "playlist with bytes behind it", "concat", "network address"],
+)
+def test_a_list_of_other_files_is_no_video(tmp_path: Path, text: str) -> None:
+    """FFmpeg would follow it, out of the data root, whatever the file is called."""
+    write_clip(tmp_path / "elsewhere" / "other.mp4")
+    (tmp_path / "v.mp4").write_text(text.format(other="elsewhere/other.mp4"))
+    for decode in (
+        lambda: decode_video(tmp_path / "v.mp4", Video()),
+        lambda: decode_bytes((tmp_path / "v.mp4").read_bytes(), Video(), name="v.mp4"),
+    ):
+        with pytest.raises(VideoError, match="it is text"):
+            decode()
 
 
 def test_damaged_middle_is_refused_not_filled_in(tmp_path: Path) -> None:

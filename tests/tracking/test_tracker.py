@@ -120,6 +120,19 @@ def test_a_retried_pod_continues_its_run_and_notes_changed_parameters(recipe: Re
     assert history(tmp_path, "appo seed 0", "reward") == [(1, 0.1), (2, 0.2)]
 
 
+def test_steps_made_again_after_a_checkpoint_stand_once(recipe: Recipe, tmp_path: Path) -> None:
+    """The second process knows nothing of what the first one sent: MLflow says what it has."""
+    first = train_one(recipe, tmp_path)
+    for step in (1, 2, 3):
+        first.log_metrics({"reward": step / 10, "step_s": 1.0}, step=step, once=True)
+    first.end("FAILED", "node lost")
+    with train_one(recipe, tmp_path) as second:  # its checkpoint is of step 1
+        for step in (2, 3, 4):
+            second.log_metrics({"reward": step / 10, "step_s": 2.0}, step=step, once=True)
+    assert history(tmp_path, "appo seed 0", "step_s") == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
+    assert [step for step, _ in history(tmp_path, "appo seed 0", "reward")] == [1, 2, 3, 4]
+
+
 def test_seeds_share_a_parent_and_other_settings_do_not(recipe: Recipe, tmp_path: Path) -> None:
     changed = load_recipe("demo", ["training.learning_rate=1e-6"])
     more_seeds = load_recipe("demo", ["training.seeds=[0,1,2]"])

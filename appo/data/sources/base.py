@@ -113,6 +113,17 @@ class Broken:
     reason: str
 
 
+def json_object(uri: str, data: bytes) -> dict[str, Any]:
+    """A file that is one JSON object. Raises SampleError naming it."""
+    try:
+        found = json.loads(data.decode("utf-8-sig"))
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise SampleError(f"{uri}: is not JSON: {error}; download it again") from error
+    if not isinstance(found, dict):
+        raise SampleError(f"{uri}: must hold an object, found {type(found).__name__}")
+    return found
+
+
 class _HashingText:
     """Text of a binary stream, decoded piece by piece, while its SHA-256 is taken."""
 

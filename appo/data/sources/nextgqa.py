@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +20,7 @@ from appo.data.sources.base import (
     Row,
     SourceData,
     annotations_of,
+    json_object,
     number_or_none,
     read_records,
     root_of,
@@ -65,7 +65,7 @@ def _rows_of_csv(uri: str, files: dict[str, str]) -> Iterator[Row]:
     folder, _, name = uri.rpartition("/")
     beside = f"{folder}/" if folder else ""
     spans_name = f"gsub_{name.removesuffix('.csv')}.json"
-    texts = {}
+    found = {}
     for needed in (name, spans_name, MAP_FILE):
         try:
             data = read_bytes(beside + needed)
@@ -73,10 +73,15 @@ def _rows_of_csv(uri: str, files: dict[str, str]) -> Iterator[Row]:
             if needed == MAP_FILE:  # videos lie flat
                 continue
             raise
-        texts[needed] = data.decode("utf-8-sig")
+        found[needed] = data
         files[needed] = hashlib.sha256(data).hexdigest()
-    spans, places = json.loads(texts[spans_name]), json.loads(texts.get(MAP_FILE, "{}"))
-    for row in csv.DictReader(io.StringIO(texts[name], newline="")):
+    spans = json_object(beside + spans_name, found[spans_name])
+    places = json_object(beside + MAP_FILE, found.get(MAP_FILE, b"{}"))
+    try:
+        table = found[name].decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SampleError(f"{uri}: is not UTF-8 text: {error}") from error
+    for row in csv.DictReader(io.StringIO(table, newline="")):
         ident = f"{row.get('video_id')}_{row.get('qid')}"
         try:
             yield _from_row(row, spans, places)

@@ -7,7 +7,6 @@ format (`perception_test_6k.json`). data.root is the folder, archive or prefix t
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -16,7 +15,15 @@ from typing import Any
 from appo.config import Recipe
 from appo.data.schema import SampleError, VideoSample
 from appo.data.sources import video_r1
-from appo.data.sources.base import Reject, Row, SourceData, annotations_of, read_records, root_of
+from appo.data.sources.base import (
+    Reject,
+    Row,
+    SourceData,
+    annotations_of,
+    json_object,
+    read_records,
+    root_of,
+)
 from appo.storage import open_binary, read_bytes
 
 SOURCE = "PerceptionTest"
@@ -45,8 +52,8 @@ def from_list(record: Mapping[str, Any]) -> VideoSample | None:
 def _rows_of_object(uri: str, files: dict[str, str]) -> Iterator[Row]:
     data = read_bytes(uri)
     files[uri.rpartition("/")[2]] = hashlib.sha256(data).hexdigest()
-    for video_id, about in json.loads(data).items():
-        for question in about.get("mc_question", ()):
+    for video_id, about in json_object(uri, data).items():
+        for question in about.get("mc_question", ()) if isinstance(about, dict) else ():
             ident = f"{video_id}:{question.get('id')}"
             try:
                 yield _from_question(ident, video_id, question)
