@@ -240,7 +240,11 @@ def evaluate(
     # Predictions leave a pod while they are made: a new pod continues at the first item without one.
     with Mirror(place.local, place.location):
         results = run_evaluation(
-            recipe, checkpoints=checkpoints, manifest_path=file_of(manifest), out=place.local
+            recipe,
+            checkpoints=checkpoints,
+            manifest_path=file_of(manifest),
+            out=place.local,
+            base=lambda: checkpoint_of(base) if base else None,
         )
     place.publish()
     scores = {

@@ -7,20 +7,16 @@ again. Which one runs is a setting; neither stands in for the other.
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from appo.config import Recipe
+from appo.evaluation.checkpoints import checkpoint_weights, read_config, weights_bytes
 from appo.startup import heavy_imports
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from appo.modeling.inputs import PromptInputs
 
 
@@ -286,64 +282,6 @@ def check_length(prompt: PromptInputs, max_tokens: int, longest: int) -> None:
             f"prompt tokens and "
             f"evaluation.max_tokens={max_tokens}; raise it, or give fewer or smaller frames"
         )
-
-
-def read_config(path: str) -> Mapping[str, Any]:
-    """A checkpoint's config.json; of a hub name, through transformers."""
-    file = Path(path) / "config.json"
-    if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
-    if Path(path).exists() or path.startswith(("/", ".")):
-        raise EngineError(f"{path}: holds no config.json; name a checkpoint folder")
-    from transformers import AutoConfig
-
-    return dict(AutoConfig.from_pretrained(path).to_dict())
-
-
-def same_architecture(one: str, other: str) -> bool:
-    """Whether two checkpoints differ in their weights alone, so that one engine can hold either."""
-
-    def essence(path: str) -> Mapping[str, Any]:
-        config = dict(read_config(path))
-        for key in ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"):
-            config.pop(key, None)
-        return config
-
-    return essence(one) == essence(other)
-
-
-def weights_bytes(path: str) -> int:
-    """Size of a checkpoint folder's weights; a hub name's is not known, and taken for large."""
-    files = list(Path(path).glob("*.safetensors"))
-    return sum(file.stat().st_size for file in files) if files else sys.maxsize
-
-
-def checkpoint_weights(path: str) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of every weight; a head tied to the embedding is named too, or a running engine would
-    keep the old one."""
-    from safetensors import safe_open
-
-    folder = Path(path)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(path))
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise EngineError(f"{path}: holds no *.safetensors; name a whole checkpoint, adapters merged")
-    names: set[str] = set()
-    embedding: Tensor | None = None
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                tensor = tensors.get_tensor(name)
-                names.add(name)
-                if name.endswith("embed_tokens.weight"):
-                    embedding = tensor
-                yield name, tensor
-    if "lm_head.weight" not in names and embedding is not None:
-        yield "lm_head.weight", embedding
 
 
 def _reason(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,14 @@ from appo.config import Recipe
 from appo.data.schema import VideoSample
 from appo.data.video import VideoError
 from appo.evaluation.benchmarks import Benchmark
-from appo.evaluation.engine import Engine, EngineError, same_architecture, start_engine
+from appo.evaluation.checkpoints import check_checkpoint, same_architecture
+from appo.evaluation.engine import Engine, EngineError, start_engine
 from appo.evaluation.predictions import PredictionLog, parse_prediction
 from appo.evaluation.prefetch import Prefetch
 from appo.evaluation.prompts import PromptMaker, PromptStream, jobs, positions_model, prompt_digest
 from appo.evaluation.scoring import Metrics, flat, metrics_of
 from appo.evaluation.sets import OpenSet, open_sets
+from appo.modeling.adapters import whole_checkpoint
 from appo.storage import sha256_file, write_atomic
 
 if TYPE_CHECKING:
@@ -66,14 +68,20 @@ def evaluate(
     manifest_path: Path | None,
     out: Path,
     progress: bool = True,
+    base: Callable[[], str | None] | None = None,
 ) -> dict[str, dict[str, Metrics]]:
     """Evaluate every checkpoint (name -> folder) on every benchmark of the recipe; see the module.
 
-    manifest_path: for the benchmark `key_moment`, the manifest's own test split. Returns name -> benchmark
-    -> flat metrics in [0, 1], `accuracy` among them. Raises PredictionError for files generated with other
-    settings, EngineError when the engine dies (what is done stays: give the same command again), VideoError
-    when more videos fail than `data.max_reject_rate` allows.
+    A folder of adapters is merged first. manifest_path: for the benchmark `key_moment`, the manifest's own test split.
+    base: what adapters belong to where the checkpoint that they name is not here; default: the recipe's `model.path`.
+    Returns name -> benchmark -> flat metrics in [0, 1], `accuracy` among them. Raises AdapterError for adapters that
+    cannot be merged, PredictionError for files generated with other settings, EngineError when the engine dies (what
+    is done stays: give the same command again), VideoError when more videos fail than `data.max_reject_rate` allows.
     """
+    origin = base or (lambda: recipe.model.path)
+    checkpoints = {name: whole_checkpoint(path, origin) for name, path in checkpoints.items()}
+    for path in checkpoints.values():
+        check_checkpoint(path)
     tasks = plan_tasks(recipe, checkpoints, manifest_path, out)
     todo = [task for task in tasks if task.left]
     try:

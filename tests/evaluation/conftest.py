@@ -54,3 +54,25 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> SmallSet:
         tiny.save(model, tiny.make_processor(tokenizer, recipe.video), folder / f"model{seed}")
         models.append(folder / f"model{seed}")
     return SmallSet(manifest, (models[0], models[1]))
+
+
+@pytest.fixture
+def adapters(small_set, tmp_path):
+    """(folder, the adapted model) on model 0; as of a training that went some way: both halves of each adapter
+    differ from zero."""
+    import torch
+    from peft import get_peft_model
+
+    from appo.modeling.loading import load_policy, load_processor
+    from appo.training.run import _lora
+
+    recipe = small_set.recipe("model.lora={rank: 4}")
+    model = get_peft_model(load_policy(str(small_set.models[0]), recipe.model), _lora(recipe))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3, generator=generator)
+    model.save_pretrained(tmp_path / "checkpoint")
+    load_processor(str(small_set.models[0])).save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint", model

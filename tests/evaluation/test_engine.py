@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from appo.evaluation.engine import EngineError, TransformersEngine, VLLMEngine, same_architecture
+from appo.evaluation.checkpoints import same_architecture
+from appo.evaluation.engine import EngineError, TransformersEngine, VLLMEngine
 from appo.evaluation.prefetch import Prefetch
 from appo.evaluation.prompts import PromptMaker, PromptStream, jobs, positions_model
 from appo.evaluation.sets import open_sets
@@ -62,6 +63,21 @@ def test_one_engine_serves_several_checkpoints_as_transformers_does(lab):
     assert lab.responses(lab.vllm) == first
     # The videos are seen: other frames, other words.
     assert len({said.text for said in first.values()}) > 1
+
+
+def test_merged_adapters_go_into_the_running_engine(lab, adapters):
+    """What training with LoRA leaves, in place of other weights of the same architecture."""
+    from appo.modeling.adapters import whole_checkpoint
+
+    merged = whole_checkpoint(str(adapters[0]))
+    assert same_architecture(lab.first, merged)
+    lab.vllm.load(lab.first)
+    before = lab.responses(lab.vllm)
+    for engine in (lab.vllm, lab.transformers):
+        engine.load(merged)
+    after = lab.responses(lab.vllm)
+    assert after == lab.responses(lab.transformers)
+    assert after != before
 
 
 def test_prompts_with_an_image_beside_or_without_a_video(lab):
@@ -139,7 +155,7 @@ def test_architectures_are_told_apart(lab, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(lab.first, other)
     config = json.loads((other / "config.json").read_text())
-    config["text_config"]["num_hidden_layers"] = 2
+    config["text_config"]["intermediate_size"] = 512
     (other / "config.json").write_text(json.dumps(config))
     assert not same_architecture(lab.first, str(other))
 
