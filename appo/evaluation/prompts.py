@@ -5,14 +5,18 @@ The frames come from the same sources and the tensors from the same function as 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import pickle
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from appo.data.clips import Clip, clip_of
 from appo.data.media import MediaMissing
 from appo.data.schema import VideoSample
 from appo.data.video import VideoError
@@ -24,9 +28,11 @@ if TYPE_CHECKING:
 
     from appo.data.frames import FrameSource
     from appo.data.video import VideoFrames
-    from appo.modeling.inputs import PromptInputs
+    from appo.modeling.inputs import PromptInputs, Vision
 
 KEPT_BYTES = 1 << 30
+VIDEOS_KEPT = 16  # for the next question about one of them
+Film = tuple[int, str, Clip]  # a source, a video of it, and which part
 
 
 def positions_model(config_path: str) -> Any:
@@ -42,31 +48,74 @@ def positions_model(config_path: str) -> Any:
 
 
 class PromptMaker:
-    """Makes, and keeps while they are few, the prompts of one processor. Safe to call from several
-    threads.
+    """Makes, and keeps while they are few, the prompts of one processor. Safe to call from several threads, which
+    work beside one another.
+
+    What is asked about one video in a row is decoded and processed once.
     """
 
     def __init__(self, processor: Any, model: Any):
         self._processor, self._model = processor, model
-        self._lock = threading.Lock()  # tokenizers forbid concurrent use
+        self._free: SimpleQueue[Any] = (
+            SimpleQueue()
+        )  # copies of the processor: tokenizers forbid concurrent use
+        self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, str], PromptInputs] = OrderedDict()
         self._kept_bytes = 0
+        self._seen: OrderedDict[Film, tuple[VideoFrames, Vision]] = OrderedDict()
         self._sources = threading.local()
 
     def make(self, sample: VideoSample, frames: FrameSource, template: str) -> PromptInputs:
         """Raises VideoError when the sample's video gives no frames."""
-        from appo.modeling.inputs import build_inputs
-
         key = (sample.id, template)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        video, image = self._look(sample, frames)
+        with self._borrowed_processor() as processor:
+            made = self._build(processor, sample, frames, template)
         with self._lock:
-            made = build_inputs(self._processor, self._model, sample, video, image, template=template)
-            self._keep(key, made)
+            if key not in self._kept:
+                self._keep(key, made)
         return made
+
+    def _build(self, processor: Any, sample: VideoSample, frames: FrameSource, template: str) -> PromptInputs:
+        from appo.modeling.inputs import build_inputs
+
+        film: Film | None = None
+        if sample.video is not None and sample.image is None:
+            film = id(frames), sample.video, clip_of(sample)
+        with self._lock:
+            seen = None if film is None else self._seen.get(film)
+        if seen is not None:
+            blank, vision = seen
+            grids = {"video": vision.grid_thw}
+            made = build_inputs(processor, self._model, sample, blank, None, template=template, grids=grids)
+            return replace(made, video=vision)
+        video, image = self._look(sample, frames)
+        made = build_inputs(processor, self._model, sample, video, image, template=template)
+        made = replace(made, video=_named(made.video), image=_named(made.image))
+        if film is not None and video is not None and made.video is not None:
+            blank = replace(
+                video, frames=video.frames[:, :0, :0].copy()
+            )  # a copy: a view would keep the pixels
+            with self._lock:
+                self._seen[film] = blank, made.video
+                while len(self._seen) > VIDEOS_KEPT:
+                    self._seen.popitem(last=False)
+        return made
+
+    @contextmanager
+    def _borrowed_processor(self) -> Iterator[Any]:
+        try:
+            processor = self._free.get_nowait()
+        except Empty:
+            with self._lock:
+                processor = copy.deepcopy(self._processor)
+        try:
+            yield processor
+        finally:
+            self._free.put(processor)
 
     def _look(self, sample: VideoSample, frames: FrameSource) -> tuple[VideoFrames | None, Image | None]:
         from appo.data.frames import DecodedFrames
@@ -88,6 +137,13 @@ class PromptMaker:
         while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
             self._kept_bytes -= _size(dropped)
+
+
+def _named(vision: Vision | None) -> Vision | None:
+    """With the hash of its pixels, which prompt's digest and vLLM's caches go by: taken here, beside generation."""
+    if vision is None:
+        return None
+    return replace(vision, key=hashlib.sha256(vision.pixels.numpy()).hexdigest())
 
 
 def _size(prompt: PromptInputs) -> int:
@@ -138,5 +194,5 @@ def prompt_digest(prompt: PromptInputs) -> str:
     for vision in (prompt.video, prompt.image):
         if vision is not None:
             digest.update(vision.grid_thw.numpy().tobytes())
-            digest.update(vision.pixels.numpy().tobytes())
+            digest.update((vision.key or hashlib.sha256(vision.pixels.numpy()).hexdigest()).encode())
     return digest.hexdigest()[:16]

@@ -204,7 +204,8 @@ def fill(recipe: Recipe, task: Task, engine: Engine, maker: PromptMaker, line: A
     """Generate what one task's file still lacks. Raises VideoError above the recipe's rate of failing
     videos.
     """
-    left = task.left
+    # Questions about one video follow one another: it is looked at once. The file's order is restored at the end.
+    left = sorted(task.left, key=lambda sample: sample.video or "")
     about: dict[str, tuple[str, tuple[float, ...]]] = {}
 
     def note(name: str, prompt: PromptInputs) -> None:

@@ -233,3 +233,54 @@ def test_a_folder_of_frames_without_a_rate_is_no_video(tmp_path):
     (tmp_path / "frames/00002.jpg").write_bytes(b"no image")
     with pytest.raises(VideoError, match=r"00002\.jpg: cannot be read as an image"):
         decode_folder(tmp_path / "frames", Video(), Clip(fps=3.0))
+
+
+# --- prompts ------------------------------------------------------------------------------------------------------
+
+
+def test_questions_about_one_video_look_at_it_once_and_get_the_same_tensors(small_set, folder, monkeypatch):
+    """Threads beside one another, too: every prompt equals the one that training's own function makes alone."""
+    import dataclasses
+
+    import torch
+
+    from appo.evaluation.prefetch import Prefetch
+    from appo.evaluation.prompts import PromptMaker, PromptStream, jobs, positions_model, prompt_digest
+    from appo.modeling.inputs import build_inputs
+    from appo.modeling.loading import load_processor
+
+    recipe = small_set.recipe(*SETTINGS, "data.cache=none", f"evaluation.annotations={folder}")
+    (opened,) = open_sets(recipe, None)
+    model = str(small_set.models[0])
+    processor, positions = load_processor(model), positions_model(model)
+    loads = []
+    load = DecodedFrames.load
+    monkeypatch.setattr(DecodedFrames, "load", lambda self, s: loads.append(s.video) or load(self, s))
+
+    alone = {}
+    for item in opened.benchmark.items:
+        frames = opened.frames.load(item)
+        made = build_inputs(processor, positions, item, frames, None, template=opened.template)
+        alone[item.id] = made
+    loads.clear()
+    maker = PromptMaker(processor, positions)
+    for item in opened.benchmark.items:
+        maker.make(item, opened.frames, opened.template)
+    assert len(loads) == len(set(loads)) == 4  # of five questions
+
+    for workers in (1, 4):
+        maker = PromptMaker(processor, positions)
+        work = jobs(maker, opened.benchmark.items * 4, opened.frames, opened.template)
+        with Prefetch(work, workers=workers, ahead=8) as prefetch:
+            stream = PromptStream(prefetch)
+            while (taken := stream.take(wait=True)) is not None:
+                name, prompt = taken
+                for field in ("ids", "token_types", "frame_of_token", "positions", "seconds_per_grid"):
+                    assert torch.equal(getattr(prompt, field), getattr(alone[name], field))
+                assert torch.equal(prompt.video.pixels, alone[name].video.pixels)
+                assert torch.equal(prompt.video.grid_thw, alone[name].video.grid_thw)
+                assert prompt.timestamps_s == alone[name].timestamps_s
+                # The digest is of what is in the prompt, whoever took the hash.
+                unnamed = dataclasses.replace(prompt, video=dataclasses.replace(prompt.video, key=None))
+                assert prompt_digest(prompt) == prompt_digest(unnamed) == prompt_digest(alone[name])
+        assert not stream.failed
