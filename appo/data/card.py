@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from appo.config import Recipe
-from appo.data.frames import open_frames
+from appo.data.frames import FrameSource, open_frames
 from appo.data.manifest import Manifest
-from appo.data.schema import VideoSample
+from appo.data.schema import SPLITS, VideoSample
 from appo.data.shards import encode_image
 from appo.data.sources.base import Reject
 from appo.data.video import VideoError, resize
 
 SAMPLES_SHOWN, FRAMES_SHOWN, THUMB_HEIGHT = 8, 6, 84
 HISTOGRAM_BINS = 20
+LONG_WORD = 24  # characters; a longer one may be broken: a hash, a path
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:980px;margin:2rem auto;padding:0 1rem;color:#1c2330}
 h1{margin-bottom:0}h2{margin-top:2rem;border-bottom:1px solid #d5dae3}table{border-collapse:collapse}
-td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}td.n,th.n{text-align:right}
-code{background:#f1f3f7;padding:0 .2rem;overflow-wrap:anywhere}.sample{margin:1rem 0}
-.sample img{height:84px;margin-right:2px}.answer{font-weight:600}.quiet{color:#5b6678}
+td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}
+td.n,th.n{text-align:right}td.long{overflow-wrap:anywhere}
+tr.sum td{border-top:1px solid #d5dae3;font-weight:600}.scroll{overflow-x:auto}svg{max-width:100%;height:auto}
+code{background:#f1f3f7;padding:0 .2rem;overflow-wrap:anywhere}.quiet{color:#5b6678}
+.sample{margin:0 0 1.5rem;padding-bottom:1rem;border-bottom:1px solid #eceff4}.sample ol,.sample p{margin:.2rem 0}
+.frames{display:flex;flex-wrap:wrap;gap:2px}.frames img{max-width:calc(33.3% - 2px);max-height:84px;height:auto}
+.sample .right{font-weight:600}.sample .right::after{content:" \\2713"}
+@media(max-width:600px){body{margin:1rem auto}table{font-size:.85em}td,th{padding-right:.4rem}}
 """
 
 
@@ -59,21 +66,24 @@ def data_card(
     ]
     title = f"Data card: {_text(header['name'])}"
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
+        f"<!doctype html><html lang=en><meta charset=utf-8>"
+        f'<meta name=viewport content="width=device-width,initial-scale=1">'
+        f"<title>{title}</title>"
         f"<style>{_STYLE}</style>{''.join(sections)}</html>\n"
     )
 
 
 def _composition(samples: Sequence[VideoSample]) -> str:
-    splits = sorted({sample.split for sample in samples})
+    splits = [split for split in SPLITS if any(sample.split == split for sample in samples)]
     table = Counter((sample.source, sample.problem_type, sample.split) for sample in samples)
     rows = []
-    for source, kind in sorted({(s, k) for s, k, _ in table}):
+    strata = sorted({(s, k) for s, k, _ in table})
+    for (source, kind), (above, _) in zip(strata, [("", ""), *strata], strict=False):
         counts = [table[source, kind, split] for split in splits]
-        rows.append((source, kind, *counts, sum(counts)))
+        rows.append(("" if source == above else source, kind, *counts, sum(counts)))
     totals = [sum(table[key] for key in table if key[2] == split) for split in splits]
     rows.append(("all", "", *totals, len(samples)))
-    return _table(("source", "type of question", *splits, "total"), rows)
+    return _table(("source", "type of question", *splits, "total"), rows, with_sum=True)
 
 
 def _histogram(samples: Sequence[VideoSample]) -> str:
@@ -95,11 +105,11 @@ def _histogram(samples: Sequence[VideoSample]) -> str:
     middle = lengths[len(lengths) // 2]
     return (
         '<svg viewBox="0 0 600 140" width="600" role="img" aria-label="Histogram of video lengths">'
-        f"{''.join(bars)}"
-        '<text x="0" y="136" font-size="12">0 s</text>'
-        f'<text x="600" y="136" font-size="12" text-anchor="end">{lengths[-1]:.1f} s</text></svg>'
+        f"{''.join(bars)}<g font-size=14 fill=#1c2330><text x=0 y=138>0 s</text>"
+        f'<text x=300 y=138 text-anchor="middle">{lengths[-1] / 2:.1f} s</text>'
+        f'<text x=600 y=138 text-anchor="end">{lengths[-1]:.1f} s</text></g></svg>'
         f"<p class=quiet>{len(lengths):,} videos; shortest {lengths[0]:.1f} s, median {middle:.1f} s, "
-        f"longest {lengths[-1]:.1f} s</p>"
+        f"longest {lengths[-1]:.1f} s; the highest bar holds {tallest:,}</p>"
     )
 
 
@@ -112,28 +122,42 @@ def _samples(manifest: Manifest, recipe: Recipe) -> Iterable[str]:
     each = max(1, SAMPLES_SHOWN // max(1, len(by_source)))
     for _, members in sorted(by_source.items()):
         for sample in members[:each]:
-            pictures = []
-            if sample.video is not None:
-                try:
-                    loaded = source.load(sample)
-                except VideoError as error:
-                    yield f"<div class=sample>{_text(str(error))}</div>"
-                    continue
-                count = min(FRAMES_SHOWN, len(loaded.frames))
-                for at in (round(i * (len(loaded.frames) - 1) / max(1, count - 1)) for i in range(count)):
-                    label = f"{loaded.timestamps_s[at]:.2f} s"
-                    pictures.append(_picture(loaded.frames[at], label))
-            image = source.image(sample)
-            if image is not None:
-                import numpy as np
+            try:
+                yield _sample(sample, source)
+            except VideoError as error:
+                yield f"<div class=sample>{_text(error)}</div>"
 
-                pictures.append(_picture(np.asarray(image), "image"))
-            options = "".join(f"<li>{_text(option)}</li>" for option in sample.options)
-            yield (
-                f"<div class=sample>{''.join(pictures)}<br><b>{_text(sample.question)}</b> "
-                f"<span class=quiet>{_text(sample.source)} {_text(sample.id)}</span>"
-                f'<ol type="A">{options}</ol><span class=answer>{_text(sample.answer)}</span></div>'
-            )
+
+def _sample(sample: VideoSample, source: FrameSource) -> str:
+    """Frames, question, options with the right one marked (or the answer), where it comes from."""
+    import numpy as np
+
+    pictures, times, lines = [], [], []
+    if sample.video is not None:
+        loaded = source.load(sample)
+        count = min(FRAMES_SHOWN, len(loaded.frames))
+        for at in (round(i * (len(loaded.frames) - 1) / max(1, count - 1)) for i in range(count)):
+            times.append(f"{loaded.timestamps_s[at]:.2f}")
+            pictures.append(_picture(loaded.frames[at], f"{times[-1]} s"))
+        lines.append(f"{count} of {len(loaded.frames)} frames, at {', '.join(times)} s")
+    if (image := source.image(sample)) is not None:
+        pictures.append(_picture(np.asarray(image), "image"))
+        lines.append("an image")
+    if sample.key_times:
+        spans = ", ".join(f"{start:g} to {end:g}" for start, end in sample.key_times)
+        lines.append(f"the answer shows from {spans} s")
+    options = [
+        f"<li{' class=right' if sample.answer == chr(ord('A') + index) else ''}>{_text(option)}</li>"
+        for index, option in enumerate(sample.options)
+    ]
+    answer = (
+        f'<ol type="A">{"".join(options)}</ol>' if options else f"<p class=right>{_text(sample.answer)}</p>"
+    )
+    return (
+        f"<div class=sample><div class=frames>{''.join(pictures)}</div><p class=quiet>{_text('; '.join(lines))}</p>"
+        f"<p><b>{_text(sample.question)}</b></p>{answer}"
+        f"<p class=quiet>{_text(sample.source)}, {_text(sample.problem_type)}, {_text(sample.id)}</p></div>"
+    )
 
 
 def _picture(frame: object, label: str) -> str:
@@ -150,14 +174,25 @@ def _picture(frame: object, label: str) -> str:
 def _rejects(rejects: Sequence[Reject]) -> str:
     if not rejects:
         return "<p>None.</p>"
-    reasons = Counter((reject.stage, reject.reason.rpartition(": ")[2][:160]) for reject in rejects)
-    examples: Mapping[tuple[str, str], str] = {
-        (r.stage, r.reason.rpartition(": ")[2][:160]): r.video or r.id for r in reversed(rejects)
-    }
-    rows = [
-        (stage, reason, count, examples[stage, reason]) for (stage, reason), count in reasons.most_common(50)
-    ]
-    return _table(("stage", "reason", "count", "example"), rows)
+    stages = Counter(reject.stage for reject in rejects)
+    reasons = Counter((reject.stage, _kind(reject)) for reject in rejects)
+    examples = {(r.stage, _kind(r)): r.video or r.id for r in reversed(rejects)}
+    rows = [(stage, kind, count, examples[stage, kind]) for (stage, kind), count in reasons.most_common(50)]
+    return (
+        f"<p>{_text(', '.join(f'{stage}: {count:,}' for stage, count in sorted(stages.items())))}. "
+        f"Each is listed in <code>rejects.jsonl</code>.</p>"
+        + _table(("stage", "reason", "count", "example"), rows)
+    )
+
+
+def _kind(reject: Reject) -> str:
+    """The reason without what differs from one sample to the next: its path, the value, names and times."""
+    head, colon, rest = reject.reason.partition(": ")
+    setting = re.match(r"(\w+)=", head)
+    kind = (
+        f"{setting[1]}: {rest}" if setting else rest if colon and reject.stage != "record" else reject.reason
+    )
+    return re.sub(r"'[^']*'|\d+\.\d+", "...", kind)[:160]
 
 
 def _leaks(leakage: Mapping[str, Any]) -> str:
@@ -174,18 +209,23 @@ def _leaks(leakage: Mapping[str, Any]) -> str:
     return f"<p>{len(leaks):,} of them; compared with {_text(compared)}.</p>{_table(heads, rows)}"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    def cell(tag: str, value: object) -> str:
-        number = isinstance(value, int) and not isinstance(value, bool)
-        return (
-            f"<{tag}{' class=n' if number else ''}>{value:,}</{tag}>"
-            if number
-            else f"<{tag}>{_text(value)}</{tag}>"
-        )
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, with_sum: bool = False) -> str:
+    """Numbers stand to the right, under a head that does too. with_sum: the last row is a sum."""
 
-    head = "".join(cell("th", name) for name in heads) if any(heads) else ""
-    body = "".join(f"<tr>{''.join(cell('td', value) for value in row)}</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>" if head else f"<table>{body}</table>"
+    def cell(tag: str, text: object, model: object) -> str:
+        kinds = ["n"] if isinstance(model, int) else []
+        kinds += ["long"] if max(map(len, str(text).split()), default=0) > LONG_WORD else []
+        shown = f"{text:,}" if isinstance(text, int) else _text(text)
+        return f"<{tag}{f' class={kinds[0]}' if kinds else ''}>{shown}</{tag}>"
+
+    rows = list(rows)
+    lines = ["".join(cell("td", value, value) for value in row) for row in rows]
+    body = [f"<tr>{line}</tr>" for line in lines]
+    if with_sum:
+        body[-1] = f"<tr class=sum>{lines[-1]}</tr>"
+    names = "".join(cell("th", name, value) for name, value in zip(heads, rows[0], strict=True))
+    head = f"<tr>{names}</tr>" if any(heads) else ""
+    return f"<div class=scroll><table>{head}{''.join(body)}</table></div>"
 
 
 def _text(value: object) -> str:
