@@ -105,37 +105,20 @@ def perception_weights_from_hidden(
     head_weight: Tensor,
     head_bias: Tensor | None = None,
     *,
-    k1: int,
-    k2: int,
-    k3: int,
-    max_weight: float,
-    tau: float = 0.5,
-    strategy: str = "soft",
-    fallback: str = "none",
-    divergence: str = "kl",
-    temperature: float = 1.0,
     log_normalizer: Tensor | None = None,
     chunk_mib: float = DEFAULT_CHUNK_MIB,
+    **settings: Any,
 ) -> PerceptionWeights:
     """The same weights without the (G, N, V) tensor: logits are made for the chosen rows, chunk by chunk.
 
     hidden: (G, N, H) bf16 or float, the last hidden state (after the final norm) of the row that predicts
     each token; head_weight: (V, H); head_bias: (V,); log_normalizer: (G, N), log sum exp of logits /
     temperature where the caller has it already, which saves one of two passes over the vocabulary. chunk_mib
-    bounds the working memory; the chosen rows, at most G * N * H numbers, come on top.
+    bounds the working memory; the chosen rows, at most G * N * H numbers, come on top. settings: fields of
+    `WeightSettings`.
     """
-    settings = WeightSettings(
-        k1=k1,
-        k2=k2,
-        k3=k3,
-        max_weight=max_weight,
-        tau=tau,
-        strategy=strategy,
-        fallback=fallback,
-        divergence=divergence,
-        temperature=temperature,
-    )
-    selection = select(attention, completion_lengths, accuracy_rewards, settings)
+    chosen = WeightSettings(**settings)
+    selection = select(attention, completion_lengths, accuracy_rewards, chosen)
     rows = selection.rows.to(hidden.device)
     return weights_from_rows(
         selection,
@@ -143,7 +126,7 @@ def perception_weights_from_hidden(
         hidden.detach().flatten(0, 1)[rows],
         head_weight,
         head_bias,
-        settings=settings,
+        settings=chosen,
         log_normalizer=None if log_normalizer is None else log_normalizer.flatten()[rows],
         chunk_mib=chunk_mib,
     )

@@ -10,13 +10,14 @@ one pass without gradient is added.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from appo.config import Recipe
-from appo.perception import PerceptionWeights, perception_weights_from_hidden
+from appo.perception import PerceptionWeights, Selection, WeightSettings, select, weights_from_rows
 from appo.training.scoring import Scores, log_normalizers
 
 
@@ -75,24 +76,67 @@ class Perceiver:
     def _weights(self, trainer: Any, rows: Sequence[int], num_tokens: int) -> Tensor:
         """(len(rows), num_tokens) weights of local rows; their groups are completed from other devices if split."""
         with torch.no_grad(), trainer.phases("weights"):
-            local = self._local(trainer, rows, num_tokens)
-            size = trainer.num_generations
+            local, size = self._local(trainer, rows, num_tokens), trainer.num_generations
             split = len(rows) % size != 0 or any(
                 len({trainer.rollouts.groups[r] for r in rows[i : i + size]}) > 1
                 for i in range(0, len(rows), size)
             )
-            view = _gathered(trainer.accelerator, local) if split else local
             head = whole_head(trainer._policy())
-            found = [
-                group_weights(_slice(view, start, size), self.recipe, *head)
-                for start in range(0, len(view["lengths"]), size)
-            ]
-            weights = torch.cat([one.weights for one in found])
             if split:
                 first = trainer.accelerator.process_index * len(rows)
-                weights = weights[first : first + len(rows)]
+                found = self._split_weights(trainer.accelerator, local, size, *head)
+            else:
+                first = 0
+                groups = (_slice(local, start, size) for start in range(0, len(rows), size))
+                found = [group_weights(group, self.recipe, *head) for group in groups]
             self._log(trainer, found)
-            return weights[:, :num_tokens]
+            return torch.cat([one.weights for one in found])[first : first + len(rows), :num_tokens]
+
+    def _split_weights(
+        self,
+        accelerator: Any,
+        local: dict[str, Tensor],
+        size: int,
+        head_weight: Tensor,
+        head_bias: Tensor | None,
+    ) -> list[PerceptionWeights]:
+        """Of all groups, on every process.
+
+        What decides which hidden states are needed is small and gathered whole; of the hidden states only the chosen
+        ones travel.
+        """
+        names = ("attention", "lengths", "accuracy", "frames")
+        whole = _gathered(accelerator, {name: local[name] for name in names})
+        settings = weight_settings(self.recipe)
+        groups = [_slice(whole, start, size) for start in range(0, len(whole["lengths"]), size)]
+        selections = [select_in(group, settings) for group in groups]
+        # Of every completion, in their order over all processes: joined, they are the selections' rows.
+        positions = [selection.rows_of(i) for selection in selections for i in range(size)]
+        here = len(local["lengths"])
+        own = positions[accelerator.process_index * here :][:here]
+        chosen = {
+            name: torch.cat([local[name][i, at] for i, at in enumerate(own)])
+            for name in ("hidden", "tokens", "logps")
+        }
+        normalizers = _normalizers(chosen, head_weight, head_bias, settings.temperature)
+        counts = [sum(map(len, positions[i : i + here])) for i in range(0, len(positions), here)]
+        sizes = [len(selection.rows) for selection in selections]
+        hidden = _joined(accelerator, chosen["hidden"], counts).split(sizes)
+        known: Sequence[Tensor | None] = [None] * len(sizes)
+        if normalizers is not None:
+            known = _joined(accelerator, normalizers, counts).split(sizes)
+        return [
+            weights_from_rows(
+                selection,
+                group["lengths"],
+                rows,
+                head_weight,
+                head_bias,
+                settings=settings,
+                log_normalizer=normalizer,
+            )
+            for selection, group, rows, normalizer in zip(selections, groups, hidden, known, strict=True)
+        ]
 
     def _local(self, trainer: Any, rows: Sequence[int], num_tokens: int) -> dict[str, Tensor]:
         rollouts, device = trainer.rollouts, trainer.accelerator.device
@@ -129,35 +173,55 @@ class Perceiver:
 def group_weights(
     view: dict[str, Tensor], recipe: Recipe, head_weight: Tensor, head_bias: Tensor | None
 ) -> PerceptionWeights:
-    """Perception weights of one group.
+    """Perception weights of one group that lies here whole.
 
     view: attention (G, N, T), hidden (G, N, H), lengths, accuracy, frames (G,); tokens and logps (G, N) where they
     are known, which saves a pass over the vocabulary.
     """
-    settings, temperature = recipe.perception, recipe.policy.temperature
-    frames = int(view["frames"].max())
-    normalizers = None
-    if "logps" in view:
-        normalizers = log_normalizers(
-            view["hidden"], view["tokens"], view["logps"], head_weight, head_bias, temperature=temperature
-        )
-    return perception_weights_from_hidden(
-        view["attention"][..., :frames],
+    settings = weight_settings(recipe)
+    selection = select_in(view, settings)
+    chosen: dict[str, Tensor] = {
+        name: view[name].flatten(0, 1)[selection.rows]
+        for name in ("hidden", "tokens", "logps")
+        if name in view
+    }
+    return weights_from_rows(
+        selection,
         view["lengths"],
-        view["accuracy"],
-        view["hidden"],
+        chosen["hidden"],
         head_weight,
         head_bias,
-        k1=settings.k1,
-        k2=settings.k2,
-        k3=settings.k3,
-        max_weight=settings.max_weight,
-        tau=settings.tau,
-        strategy=settings.strategy,
-        fallback=settings.fallback,
-        divergence=settings.divergence,
+        settings=settings,
+        log_normalizer=_normalizers(chosen, head_weight, head_bias, settings.temperature),
+    )
+
+
+def _normalizers(
+    chosen: dict[str, Tensor], head_weight: Tensor, head_bias: Tensor | None, temperature: float
+) -> Tensor | None:
+    if "logps" not in chosen:
+        return None
+    return log_normalizers(
+        chosen["hidden"],
+        chosen["tokens"],
+        chosen["logps"],
+        head_weight,
+        head_bias,
         temperature=temperature,
-        log_normalizer=normalizers,
+    )
+
+
+def select_in(view: dict[str, Tensor], settings: WeightSettings) -> Selection:
+    """Crucial frames and tokens of one group; view as in `group_weights`, hidden not needed."""
+    attention = view["attention"][..., : int(view["frames"].max())]
+    return select(attention, view["lengths"], view["accuracy"], settings)
+
+
+def weight_settings(recipe: Recipe) -> WeightSettings:
+    """The recipe's perception section as the mathematics takes it; both use the same names."""
+    shared = {field.name for field in fields(WeightSettings)}
+    return WeightSettings(
+        temperature=recipe.policy.temperature, **recipe.perception.model_dump(include=shared)
     )
 
 
@@ -185,10 +249,19 @@ def whole_head(model: Any) -> tuple[Tensor, Tensor | None]:
 
 def _gathered(accelerator: Any, local: dict[str, Tensor]) -> dict[str, Tensor]:
     padded = dict(local)
-    for name in ("attention", "hidden", "logps", "tokens"):
-        padded[name] = accelerator.pad_across_processes(padded[name], dim=1)
-    padded["attention"] = accelerator.pad_across_processes(padded["attention"], dim=2)
+    for dim in (1, 2):
+        padded["attention"] = accelerator.pad_across_processes(padded["attention"], dim=dim)
     return {name: accelerator.gather(tensor.contiguous()) for name, tensor in padded.items()}
+
+
+def _joined(accelerator: Any, own: Tensor, counts: Sequence[int]) -> Tensor:
+    """The first dimension of all processes one after another; counts: its length on each of them."""
+    if not sum(counts):
+        return own
+    padded = own.new_zeros(max(counts), *own.shape[1:])
+    padded[: len(own)] = own
+    parts = accelerator.gather(padded).split(max(counts))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def _stacked(rows: Sequence[Tensor], num_tokens: int) -> Tensor:
