@@ -35,8 +35,11 @@ def data_assemble(
     """Records and videos -> a checked manifest, decoded frames, a list of rejects, a card."""
     from appo.config import load_recipe
     from appo.data.assemble import assemble
+    from appo.data.sources import check_names
 
-    made = assemble(load_recipe(recipe, overrides), out)
+    settings = load_recipe(recipe, overrides)
+    check_names(settings)
+    made = assemble(settings, out)
     typer.echo(f"manifest: {made.manifest}\nrejects:  {made.rejects}\ncard:     {made.card}")
 
 

@@ -321,6 +321,14 @@ def test_streamed_json_equals_loaded_json(
         assert files[name] == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
 
 
+def test_numbers_that_are_none_are_rejected(tmp_path: Path) -> None:
+    """Python's JSON reads NaN, and would write it into the manifest, which others could not read."""
+    (tmp_path / "r.json").write_text(json.dumps([{**VIDEO_R1, "duration": float("nan")}]))
+    (row,), _, _ = rows_of(tmp_path, "video_r1", tmp_path / "r.json")
+    assert isinstance(row, Reject)
+    assert "nan: must be a finite number" in row.reason
+
+
 def test_truncated_list_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cut.json").write_text(json.dumps([VIDEO_R1, VIDEO_R1])[:-40])
     with pytest.raises(ValueError, match=r"cut\.json: is not a complete JSON list"):

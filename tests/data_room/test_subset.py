@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appo.config import load_recipe
 from appo.data.schema import VideoSample
+from appo.data.sources.video_r1 import NAMES
 from appo.data.subset import QuotaError, apportion, assign_splits, choose_subset, counts_of
 
 
@@ -39,6 +41,17 @@ def test_quotas_and_strata() -> None:
     # 50 : 32 of 60 seats: 36.6 and 23.4
     assert counts["stratum"]["CLEVRER / free-form"] == 37
     assert counts["stratum"]["CLEVRER / numerical"] == 23
+
+
+def test_the_recipe_asks_for_table_c() -> None:
+    """LLaVA-Video about 5K, STAR about 11K, Perception Test about 6K, NExT-QA about 5K, CLEVRER about 6K."""
+    sizes = {"STAR": 11_000, "PerceptionTest": 6_000}  # "all" of what the publisher has
+    quotas = load_recipe("video_r1_34k").data.quotas
+    counts = {name: sizes[name] if n == "all" else n for name, n in quotas.items()}
+    assert counts == {
+        "LLaVA-Video-178K": 5000, "STAR": 11_000, "PerceptionTest": 6000, "NeXT-QA": 5000, "CLEVRER": 6000,
+    }  # fmt: skip
+    assert set(counts) == set(NAMES)
 
 
 def test_order_of_the_file_does_not_matter_and_the_seed_does() -> None:

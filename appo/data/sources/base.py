@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -221,4 +222,8 @@ def times(value: Any) -> tuple[tuple[float, float], ...]:
 
 
 def number_or_none(value: Any) -> float | None:
-    return None if value in (None, "") else float(value)
+    """Raises SampleError for what JSON calls NaN or Infinity."""
+    number = None if value in (None, "") else float(value)
+    if number is not None and not math.isfinite(number):
+        raise SampleError(f"{value!r}: must be a finite number")
+    return number
