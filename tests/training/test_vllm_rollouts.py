@@ -138,6 +138,26 @@ def test_what_trains_reaches_vllm_whatever_it_is(bench: Bench, at_the_end: list[
     assert ratios_are_near_one(bench)
 
 
+def test_features_filled_beforehand_are_all_that_vllm_sees_of_a_video(
+    bench: Bench, at_the_end: list[Any], monkeypatch: pytest.MonkeyPatch
+):
+    from appo.data.frames import ShardFrames
+    from appo.data.manifest import read_manifest
+    from appo.training.feature_fill import fill
+
+    place = f"training.feature_cache_dir={bench.folder / 'features'}"
+    bench.train("appo", *VLLM, name="decoded")
+    fill(bench.recipe(place), read_manifest(bench.manifest), str(bench.model), progress=False)
+
+    def never(*_: Any) -> None:
+        raise AssertionError("a frame was read, although every feature is stored")
+
+    monkeypatch.setattr(ShardFrames, "load", never)
+    bench.train("appo", *VLLM, place, name="filled")
+    assert largest_difference(bench.weights("decoded"), bench.weights("filled")) == 0
+    assert ratios_are_near_one(bench, "filled")
+
+
 def test_runs_repeat_and_refill(bench: Bench, at_the_end: list[Any]):
     for name in ("once", "again"):
         bench.train("dapo", "policy.dynamic_sampling=true", *VLLM, name=name)
