@@ -1,12 +1,14 @@
 """How fast evaluation is against bare `LLM.generate`, as a ratio within one run.
 
-    python -m benchmarks.evaluation MODEL MANIFEST [--items 128] [--tokens 200] [--rounds 5]
+    python -m benchmarks.evaluation MODEL MANIFEST [--items 128] [--tokens 200] [--rounds 5] [--larger]
 
 Both sides get the same prompts of the manifest's test split and decode alike. The bare side has them prepared
 beforehand, all at once in memory; `prepared` is our loop on those very prompts; `decoded` is the whole evaluation's
 path: frames read, processed and handed over while others are generated, responses written line by line. Rounds
 alternate, so that a busy machine slows all sides; the ratio is of each side's fastest round. Every response has
 `--tokens` tokens: a model that stops after ten, as the demo's, measures prompts alone (`--tokens 0` leaves it).
+`--larger` puts random weights of some 25 million parameters in the model's place, with its tokenizer and processor:
+beside the demo's 0.9 million, whatever Python does for a prompt is as long as its generation.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.shapes import SHAPES
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -30,8 +34,38 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    print(json.dumps(measure(**vars(arguments)), indent=2))
+    parser.add_argument("--larger", action="store_true")
+    arguments = vars(parser.parse_args())
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.pop("larger"):
+            arguments["model"] = larger_model(arguments["model"], Path(folder) / "model")
+        print(json.dumps(measure(**arguments), indent=2))
+
+
+def larger_model(model: str, folder: Path) -> str:
+    """A checkpoint with random weights, as wide as `benchmarks.shapes.SHAPES["cpu"]`, that reads what `model` reads."""
+    from appo.modeling.loading import load_processor
+    from appo.training import tiny
+
+    shape = SHAPES["cpu"]
+    processor = load_processor(model)
+    made = tiny.make_model(
+        processor.tokenizer,
+        seed=0,
+        shape=tiny.TinyShape(
+            hidden=shape.hidden,
+            layers=shape.layers,
+            heads=shape.heads,
+            key_value_heads=shape.key_value_heads,
+            feed_forward=shape.intermediate,
+            vision_hidden=shape.vision_hidden,
+            vision_layers=shape.vision_layers,
+            vision_heads=shape.vision_heads,
+            vision_feed_forward=shape.vision_intermediate,
+        ),
+    )
+    tiny.save(made, processor, folder)
+    return str(folder)
 
 
 def measure(
@@ -42,6 +76,7 @@ def measure(
 
     from appo.config import load_recipe
     from appo.data.progress import Silent
+    from appo.evaluation.checkpoints import weights_bytes
     from appo.evaluation.engine import VLLMEngine
     from appo.evaluation.predictions import PredictionLog
     from appo.evaluation.prompts import PromptMaker, positions_model
@@ -55,7 +90,8 @@ def measure(
     settings = load_recipe(recipe, [f"evaluation.limit={items}", *longer])
     (opened,) = open_sets(settings, manifest)
     processor = load_processor(model)
-    maker = PromptMaker(processor, positions_model(model))
+    positions = positions_model(model)
+    maker = PromptMaker(processor, positions)
     engine = VLLMEngine(settings, model, processor)
     if tokens:
         stopping = engine.sampling
@@ -88,7 +124,7 @@ def measure(
         assert sum(1 for _ in engine.generate(Prepared(), seed=0)) == len(samples)
 
     def decoded() -> None:
-        fresh = PromptMaker(processor, positions_model(model))
+        fresh = PromptMaker(processor, positions)
         with tempfile.TemporaryDirectory() as folder:
             log = PredictionLog(Path(folder) / "p.jsonl", {})
             task = Task("model", model, opened, 0, log)
@@ -109,6 +145,7 @@ def measure(
     best = {name: min(values) for name, values in seconds.items()}
     engine.close()
     return {
+        "parameters": weights_bytes(model) // 4,  # float32
         "items": len(samples),
         "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
         "items_per_second": {name: round(len(samples) / value, 1) for name, value in best.items()},

@@ -29,6 +29,7 @@ from appo.evaluation.prompts import PromptMaker, PromptStream, jobs, positions_m
 from appo.evaluation.scoring import Metrics, flat, metrics_of
 from appo.evaluation.sets import OpenSet, open_sets
 from appo.modeling.adapters import whole_checkpoint
+from appo.startup import heavy_imports
 from appo.storage import sha256_file, write_atomic
 
 if TYPE_CHECKING:
@@ -172,6 +173,9 @@ def generate(recipe: Recipe, tasks: Sequence[Task], progress: bool) -> None:
     if not tasks:
         return
     from appo.data.progress import progress_line
+
+    with heavy_imports():  # all that processors, positions and engines will ask for
+        from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
 
     engine: Engine | None = None
     maker: PromptMaker | None = None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import pytest
 
+import appo.evaluation.parallel as parallel
 import appo.evaluation.run as run
 from appo.data.video import VideoError
 from appo.evaluation.engine import EngineError, Generation
@@ -137,16 +140,59 @@ def test_failing_videos_are_counted_named_and_stop_the_run_above_the_rate(small_
     assert evaluate(small_set, tmp_path, names=("a",))["a"]["key_moment"]["missing_rate"] == 0.0
 
 
+class Here:
+    """In place of a process: what one would do, in this one, when it is waited for; `job` as it travels."""
+
+    def __init__(self, job, log):
+        self.job, self.returncode = json.dumps(job), None
+
+    def poll(self):
+        if self.returncode is None:
+            stdin, sys.stdin = sys.stdin, io.StringIO(self.job)
+            try:
+                parallel.main()
+            finally:
+                sys.stdin = stdin
+            self.returncode = 0
+        return self.returncode
+
+    def wait(self):
+        return self.returncode
+
+
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize(("count", "left_by"), [(2, 5), (5, 2), (8, 0)])
+def test_any_number_of_shares_merges_to_the_bytes_of_one(small_set, tmp_path, monkeypatch, count, left_by):
+    """Also when a killed run of another number of processes left parts, one of them cut in the middle of a line."""
+    monkeypatch.setattr(parallel, "_start", Here)
+    monkeypatch.setattr(parallel, "POLL_S", 0.0)
+    one = evaluate(small_set, tmp_path / "one")
+    out = tmp_path / "many/a"
+    out.mkdir(parents=True)
+    lines = (tmp_path / "one/a/key_moment.jsonl").read_bytes().split(b"\n")
+    for part in range(left_by):
+        mine = [lines[0], *lines[1 + part : 7 : left_by]]
+        text = b"\n".join(mine) + b"\n" + lines[7 + part][:9]
+        (out / f"key_moment.part{part}of{left_by}.jsonl").write_bytes(text)
+    assert evaluate(small_set, tmp_path / "many", f"evaluation.data_parallel={count}") == one
+    for name in "ab":
+        whole = (tmp_path / f"one/{name}/key_moment.jsonl").read_bytes()
+        assert (tmp_path / f"many/{name}/key_moment.jsonl").read_bytes() == whole
+        files = sorted(path.name for path in (tmp_path / f"many/{name}").iterdir())
+        assert files == ["key_moment.jsonl", "key_moment.metrics.json"]
+
+
 @pytest.mark.slow
 def test_processes_merge_to_the_bytes_of_one(small_set, tmp_path):
-    """Real processes with transformers; then a part that a killed run left is taken in by a run with another count."""
+    """Real processes with transformers. All but one item come from a part that a killed run left: a process that
+    has something to do takes six seconds to import transformers, and a second one would show nothing new."""
     one = evaluate(small_set, tmp_path / "one", "evaluation.engine=transformers", names=("a",))
     file = tmp_path / "one/a/key_moment.jsonl"
     whole = file.read_bytes()
     lines = whole.split(b"\n")
     out = tmp_path / "two/a"
     out.mkdir(parents=True)
-    (out / "key_moment.part1of5.jsonl").write_bytes(b"\n".join(lines[:5]) + b"\n" + lines[5][:9])
+    (out / "key_moment.part1of5.jsonl").write_bytes(b"\n".join(lines[:12]) + b"\n" + lines[12][:9])
     both = ("evaluation.engine=transformers", "evaluation.data_parallel=2")
     assert evaluate(small_set, tmp_path / "two", *both, names=("a",)) == one
     assert (out / "key_moment.jsonl").read_bytes() == whole
@@ -155,8 +201,6 @@ def test_processes_merge_to_the_bytes_of_one(small_set, tmp_path):
 
 def test_a_failing_process_is_reported_and_nothing_finished_is_lost(small_set, tmp_path, monkeypatch):
     """The process is real; what it runs is a stand-in that fails at once, as a GPU without memory would."""
-    import appo.evaluation.parallel as parallel
-
     program = tmp_path / "python"
     program.write_text(
         "#!/bin/sh\ncat > /dev/null\necho torch.OutOfMemoryError: CUDA out of memory >&2\nexit 3\n"

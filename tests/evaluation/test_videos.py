@@ -73,6 +73,21 @@ def test_a_second_evaluation_touches_no_video(evaluate, folder):
     assert list((folder / "perception_test/frames").rglob("*.parquet")) == shards
 
 
+def test_several_processes_decode_each_video_once(evaluate, folder, monkeypatch):
+    from appo.data.frames import list_rows
+    from appo.evaluation import parallel
+    from tests.evaluation.test_run import Here
+
+    monkeypatch.setattr(parallel, "_start", Here)
+    found, lines = evaluate("two", "evaluation.data_parallel=2")
+    assert found["missing_rate"] == 0.0
+    (place,) = (folder / "perception_test/frames").iterdir()
+    keys = [key for _, keys, _ in list_rows(str(place)) for key in keys]
+    assert len(keys) == len(set(keys)) == 4
+    no_videos(folder)
+    assert evaluate("one") == (found, lines)
+
+
 def test_a_changed_video_is_decoded_again(evaluate, folder):
     _, lines = evaluate("first")
     videos = folder / "perception_test/videos"
