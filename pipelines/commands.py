@@ -223,6 +223,7 @@ def schedule_apply(
     service_account: AccountOption = "appo-launcher",
     images: ImagesOption = "",
     tag: TagOption = "",
+    parameters: ParameterOption = [],  # noqa: B006
 ) -> None:
     """Create the recurring run NAME, or replace it when anything about it changed."""
     from pipelines import cluster
@@ -236,6 +237,7 @@ def schedule_apply(
         service_account=service_account,
         images=images,
         tag=tag,
+        parameters=_parameters(parameters),
     )
     order.arguments()
     client = cluster.connect(endpoint, namespace)

@@ -121,6 +121,9 @@ def test_commands_reach_the_server(server: FakeKfp) -> None:
     words = ["schedule", "apply", "nightly", "-r", "demo", "--cron", "0 0 1 * * *", "--endpoint", server.url]
     assert "created" in appo(*words)
     assert "unchanged" in appo(*words)
+    assert "replaced" in appo(*words, "-P", "data_seed=5")
+    (nightly,) = server.schedules.values()
+    assert nightly["runtime_config"]["parameters"]["data_seed"] == 5
     assert "nightly" in appo("schedule", "list", "--endpoint", server.url)
     assert "deleted" in appo("schedule", "delete", "nightly", "--endpoint", server.url)
     assert "was not there" in appo("schedule", "delete", "nightly", "--endpoint", server.url)
