@@ -39,11 +39,17 @@ class Perceiver:
         self.where = "update" if whole and not scored_anyway else "scoring"
         self.extra_pass = self.where == "scoring" and not scored_anyway
 
-    def reads(self, *, in_loss: bool, model: Any, trainer: Any) -> bool:
-        """Whether this forward pass should carry the probe."""
-        if model is trainer.ref_model or not trainer.model.training:
+    def reads(self, trainer: Any, *, in_loss: bool) -> bool:
+        """Whether this forward pass should carry the probe.
+
+        Of the passes before the update TRL's first is of the policy, where TRL makes one at all; a later one is of the
+        reference, which under LoRA is the same model with its adapters off.
+        """
+        if not trainer.model.training:
             return False
-        return in_loss == (self.where == "update")
+        if in_loss or self.where == "update":
+            return in_loss and self.where == "update"
+        return not self.extra_pass and not trainer.rollouts.read
 
     def collect(self, trainer: Any, rows: Sequence[int], parts: Sequence[Scores], *, in_loss: bool) -> None:
         """Keep what a pass read; in the loss, scale its advantages at once."""

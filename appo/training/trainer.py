@@ -240,7 +240,7 @@ class VideoGRPOTrainer(GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, None]:
         in_loss = self._loss_inputs is not None
         perceiver = self.perceiver
-        reading = perceiver is not None and perceiver.reads(in_loss=in_loss, model=model, trainer=self)
+        reading = perceiver is not None and perceiver.reads(self, in_loss=in_loss)
         phase = "update" if in_loss else "scoring"
         with self.phases(phase):
             parts = [

@@ -63,9 +63,12 @@ class Bench:
         )
 
     def weights(self, name: str = "run") -> dict[str, torch.Tensor]:
+        """Of the whole model, or of the adapters where these are what was trained."""
         from safetensors.torch import load_file
 
-        return load_file(self.folder / name / "checkpoint" / "model.safetensors")
+        checkpoint = self.folder / name / "checkpoint"
+        adapters = checkpoint / "adapter_model.safetensors"
+        return load_file(adapters if adapters.exists() else checkpoint / "model.safetensors")
 
     def metrics(self, name: str = "run") -> list[dict]:
         lines = (self.folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

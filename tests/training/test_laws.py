@@ -59,6 +59,19 @@ def test_the_cut_into_micro_batches_changes_nothing(bench: Bench, layout: tuple[
         assert "scoring pass" in cut.active_parts[-1]
 
 
+def test_the_reference_pass_is_not_read_for_the_policys(bench: Bench):
+    """Under LoRA the reference is the policy's own model with its adapters off, and runs before the update too."""
+    settings = ("policy.perception_weights=true", "model.lora={rank: 4}", "training.max_steps=3")
+    whole = bench.train("grpo", *settings, "training.learning_rate=1e-2", name="whole")
+    half = "training.gradient_accumulation_steps=8"
+    cut = bench.train("grpo", *settings, "training.learning_rate=1e-2", half, name="cut")
+    assert "update's own forward" in whole.active_parts[-1]
+    assert "scoring pass" in cut.active_parts[-1]
+    ours, theirs = bench.weights("whole"), bench.weights("cut")
+    assert all(line["kl"] > 0 for line in bench.metrics("cut")[1:])
+    assert largest_difference(ours, theirs) < 10 * CLOSE
+
+
 def test_checkpoints_interchange_and_resume_equals_uninterrupted_bit_for_bit(bench: Bench):
     settings = ("training.save_every=2", "policy.dynamic_sampling=true")
     bench.train("appo", "training.max_steps=5", *settings, name="straight")
