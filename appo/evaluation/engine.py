@@ -8,6 +8,7 @@ again. Which one runs is a setting; neither stands in for the other.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -154,22 +155,21 @@ class VLLMEngine:
                         break
                     name, prompt = taken
                     check_length(prompt, self._settings.max_tokens, self._settings.max_model_len)
-                    inner.add_request(name, engine_input(prompt), sampling.clone())
+                    with _stopping():
+                        inner.add_request(name, engine_input(prompt), sampling.clone())
                     running.add(name)
                 if not running:
                     return
-                for output in inner.step():
+                with _stopping():
+                    outputs = inner.step()
+                for output in outputs:
                     if output.finished:
                         running.discard(output.request_id)
                         yield output.request_id, self._generation(output)
-        except EngineError:
-            inner.abort_request(list(running))
-            raise
-        except GeneratorExit:
-            inner.abort_request(list(running))
-            raise
-        except (RuntimeError, MemoryError, AssertionError) as error:
-            raise EngineError(f"vLLM stopped: {_reason(error)}") from error
+        finally:
+            if running:
+                with suppress(Exception):  # it may be dead
+                    inner.abort_request(list(running))
 
     def _generation(self, output: Any) -> Generation:
         one = output.outputs[0]
@@ -282,6 +282,15 @@ def check_length(prompt: PromptInputs, max_tokens: int, longest: int) -> None:
             f"prompt tokens and "
             f"evaluation.max_tokens={max_tokens}; raise it, or give fewer or smaller frames"
         )
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Whatever vLLM raises, of its own (EngineDeadError) or torch's (out of memory), as an EngineError."""
+    try:
+        yield
+    except Exception as error:
+        raise EngineError(f"vLLM stopped: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -8,7 +8,6 @@ header and need only `id` and `response`.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,33 +114,40 @@ def _spans(value: Any) -> tuple[Span, ...]:
     pairs = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     spans = []
     for pair in pairs:
-        numbers = isinstance(pair, list) and all(
-            isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in pair
-        )
-        if not numbers or len(pair) != 2:
-            raise PredictionError(f"span={value!r}: must be [start, end] in seconds, or a list of such pairs")
+        if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_seconds, pair)):
+            raise PredictionError(
+                f"span={repr(value)[:200]}: must be [start, end] in seconds, or a list of such pairs"
+            )
         spans.append((float(pair[0]), float(pair[1])))
     return tuple(spans)
+
+
+def _is_seconds(value: Any) -> bool:
+    # -1e9 < x < 1e9 holds for no NaN and no infinity, and asks nothing of an integer that no float can hold.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise PredictionError(f"{path}: no such prediction file")
-    with open(path, encoding="utf-8", errors="strict") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not text.strip():
                     continue
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise PredictionError(f"{path}, line {number}: is not JSON: {error}") from error
-                if not isinstance(record, dict):
-                    raise PredictionError(f"{path}, line {number}: is {type(record).__name__}, not an object")
-                if record.get("kind") != HEADER:
-                    yield number, record
-        except UnicodeDecodeError as error:
-            raise PredictionError(f"{path}: is not UTF-8: {error}") from error
+                record = json.loads(text)
+            except UnicodeDecodeError as error:
+                raise PredictionError(f"{path}, line {number}: is not UTF-8: {error}") from error
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # no JSON; a number of thousands of digits; endless brackets
+                raise PredictionError(f"{path}, line {number}: is not JSON: {error}") from error
+            if not isinstance(record, dict):
+                raise PredictionError(f"{path}, line {number}: is {type(record).__name__}, not an object")
+            if record.get("kind") != HEADER:
+                yield number, record
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -113,13 +113,14 @@ def evaluate(
         if recipe.evaluation.seeds == 1:
             results[task.checkpoint][task.benchmark.name] = metrics
     if recipe.evaluation.seeds > 1:
-        from appo.evaluation.seeds import gather_seeds
+        from appo.evaluation.seeds import gather_seeds, table
 
         for task in tasks:
             if task.seed == 0:
                 results[task.checkpoint][task.benchmark.name] = gather_seeds(
                     out / task.checkpoint, task.benchmark, recipe.evaluation.seeds
                 )
+        write_atomic(out / "seeds.md", table(results))
     return results
 
 

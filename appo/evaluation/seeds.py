@@ -2,6 +2,7 @@
 
     {checkpoint}/{benchmark}.metrics.json    the means; `{metric}/std` beside them, `agreement`, `seeds`
     {checkpoint}/{benchmark}.seeds.jsonl     per item: what each seed answered
+    seeds.md                                 the deviations in the layout of the paper's Table E
 
 The paper's Table E is `accuracy/std` by benchmark. With top-k 1, as the paper decodes, seeds can differ only where
 arithmetic does (other batches, other kernels): the deviation of training seeds is a different thing, and is the
@@ -11,6 +12,7 @@ business of the comparison report.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -18,6 +20,8 @@ from typing import Any
 
 from appo.evaluation.benchmarks import Benchmark
 from appo.storage import write_atomic
+
+_LEVEL = re.compile(r"official/level/[^/]+/accuracy")
 
 
 def gather_seeds(folder: Path, benchmark: Benchmark, seeds: int) -> dict[str, float]:
@@ -58,6 +62,29 @@ def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
         if len(values) > 1 and name != "items":
             found[f"{name}/std"] = stdev(values)
     return found
+
+
+def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Name -> benchmark -> metrics over seeds, as Markdown: a checkpoint a row, a benchmark a column (of SEED-Bench-R1
+    a level a column), mean and deviation in per cent."""
+    first = next(iter(results.values()))
+    columns = [
+        (benchmark, metric)
+        for benchmark, metrics in first.items()
+        for metric in sorted(m for m in metrics if _LEVEL.fullmatch(m)) or ["accuracy"]
+    ]
+    heads = [
+        benchmark if metric == "accuracy" else f"{benchmark} {metric.split('/')[2]}"
+        for benchmark, metric in columns
+    ]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name, benchmarks in results.items():
+        cells = [
+            f"{100 * benchmarks[benchmark][metric]:.1f} ± {100 * benchmarks[benchmark][f'{metric}/std']:.3f}"
+            for benchmark, metric in columns
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _records(path: Path) -> dict[str, dict[str, Any]]:

@@ -171,7 +171,16 @@ class Borrowed:
         pass
 
 
-def test_a_dead_engine_keeps_what_is_done_and_says_how_to_continue(lab, small_set, tmp_path, monkeypatch):
+def dead(kind):
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    return {"out of memory": RuntimeError("CUDA error: out of memory"), "dead": EngineDeadError()}[kind]
+
+
+@pytest.mark.parametrize("kind", ["out of memory", "dead"])
+def test_a_dead_engine_keeps_what_is_done_and_says_how_to_continue(
+    lab, small_set, tmp_path, monkeypatch, kind
+):
     """A real engine whose step fails after some responses, as it does when the device runs out of memory."""
     import appo.evaluation.run as run
 
@@ -188,21 +197,32 @@ def test_a_dead_engine_keeps_what_is_done_and_says_how_to_continue(lab, small_se
 
     def step():
         if seen[0] > 4:
-            raise RuntimeError("CUDA error: out of memory")
+            raise dead(kind)
         found = real()
         seen[0] += sum(output.finished for output in found)
         return found
 
     monkeypatch.setattr(inner, "step", step)
-    with pytest.raises(EngineError, match=r"(?s)out of memory\n[1-9] finished responses are kept.*continue"):
+    with pytest.raises(
+        EngineError, match=r"(?s)vLLM stopped: .*\n[1-9] finished responses are kept.*continue"
+    ):
         run.evaluate(lab.recipe, out=tmp_path / "cut", **arguments)
     kept = (tmp_path / "cut/a/key_moment.jsonl").read_text().splitlines()
     assert 1 < len(kept) < 13  # a header and some of the twelve
     monkeypatch.setattr(inner, "step", real)
-    while (
-        inner.has_unfinished_requests()
-    ):  # the same process goes on with the engine; a real one would be gone
-        inner.step()
+    assert not inner.has_unfinished_requests()  # nothing that a next evaluation would answer
     assert run.evaluate(lab.recipe, out=tmp_path / "cut", **arguments) == whole
     same = [tmp_path / folder / "a" / "key_moment.jsonl" for folder in ("cut", "whole")]
     assert same[0].read_bytes() == same[1].read_bytes()
+
+
+def test_transformers_without_memory_says_so(lab, monkeypatch):
+    import torch
+
+    def full(**_):
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    lab.transformers.load(lab.first)
+    monkeypatch.setattr(lab.transformers.model, "generate", full)
+    with pytest.raises(EngineError, match=r"out of memory with 12 prompts: .*20 GiB"):
+        lab.responses(lab.transformers)

@@ -112,10 +112,26 @@ def test_seeds_give_mean_deviation_and_agreement(small_set, tmp_path):
     mean = sum(single) / 3
     assert found["accuracy"] == pytest.approx(mean)
     assert found["accuracy/std"] == pytest.approx((sum((s - mean) ** 2 for s in single) / 2) ** 0.5)
+    row = f"| a | {100 * mean:.1f} ± {100 * found['accuracy/std']:.3f} |"
+    assert (tmp_path / "seeds.md").read_text() == f"| | key_moment |\n|---|---|\n{row}\n"
     lines = [json.loads(line) for line in (tmp_path / "a/key_moment.seeds.jsonl").read_text().splitlines()]
     differing = [line["id"] for line in lines if not line["agree"]]
     assert differing == [line["id"] for line in lines if line["id"].endswith("3")]
     assert found["agreement"] == pytest.approx(1 - len(differing) / 12)
+
+
+def test_table_e_has_a_column_a_level_and_per_cent():
+    from appo.evaluation.seeds import over_seeds, table
+
+    runs = [
+        {"accuracy": 0.5, "official/level/L1/accuracy": level, "official/level/L2/accuracy": 0.25}
+        for level in (0.5, 0.52, 0.54)
+    ]
+    plain = [{"accuracy": 0.125}] * 3
+    assert table({"appo": {"seed_bench_r1": over_seeds(runs), "mvbench": over_seeds(plain)}}) == (
+        "| | seed_bench_r1 L1 | seed_bench_r1 L2 | mvbench |\n|---|---|---|---|\n"
+        "| appo | 52.0 ± 2.000 | 25.0 ± 0.000 | 12.5 ± 0.000 |\n"
+    )
 
 
 @pytest.mark.usefixtures("scripted")
@@ -211,3 +227,25 @@ def test_a_failing_process_is_reported_and_nothing_finished_is_lost(small_set, t
         EngineError, match=r"(?s)process 0 of 2 ended with 3: .*out of memory.*0 finished.*continue"
     ):
         evaluate(small_set, tmp_path / "out", "evaluation.data_parallel=2", names=("a",))
+
+
+def test_the_command_ends_with_status_2_and_the_engines_last_words(small_set, tmp_path, monkeypatch, capsys):
+    import appo.cli
+
+    class Dying(Scripted):
+        def generate(self, prompts, *, seed):
+            found = super().generate(prompts, seed=seed)
+            yield next(found)
+            raise EngineError("vLLM stopped: CUDA out of memory")
+
+    monkeypatch.setattr(run, "start_engine", Dying)
+    command = ["evaluate", str(small_set.models[0]), "--recipe", "demo", "--out", str(tmp_path)]
+    command += ["--manifest", str(small_set.manifest)]
+    monkeypatch.setattr(sys, "argv", ["appo", *command])
+    with pytest.raises(SystemExit) as ended:
+        appo.cli.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "out of memory\n1 finished responses are kept" in said
+    assert "give the same command again to continue" in said
+    assert "Traceback" not in said

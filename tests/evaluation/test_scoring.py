@@ -111,6 +111,12 @@ GOOD = json.dumps({"id": IDS[0], "response": "x"})
         ([json.dumps({"id": "nobody", "response": "x"})], r"line 1: id 'nobody' is not an item"),
         ([GOOD, GOOD], rf"line 2: id '{IDS[0]}' was given in line 1 already"),
         ([json.dumps({"id": True, "response": "x"})], r"line 1: id=True: must be a string"),
+        ([GOOD, "[" * 100_000], r"line 2: is not JSON: .*recursion"),
+        ([GOOD, '{"id": ' + "9" * 5000 + "}"], r"line 2: is not JSON: .*digits"),
+        ([GOOD, "\udcff"], r"line 2: is not UTF-8"),
+        ([""], None),
+        (["\ufeff" + GOOD], None),
+        ([json.dumps({"id": IDS[0], "response": "<answer>\ud800</answer>"})], None),
         (
             [json.dumps({"id": IDS[0], "response": "x", "finish_reason": 1})],
             r"line 1: finish_reason=1",
@@ -119,7 +125,10 @@ GOOD = json.dumps({"id": IDS[0], "response": "x"})
 )
 def test_malformed_predictions_are_refused_by_line(tmp_path, lines, complaint):
     path = tmp_path / "p.jsonl"
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
+    if complaint is None:  # odd, and nothing wrong with it
+        assert score("nextgqa", annotations=NEXTGQA, predictions=path, split="val")["accuracy"] == 0.0
+        return
     with pytest.raises(PredictionError, match=rf"p\.jsonl, {complaint}"):
         score("nextgqa", annotations=NEXTGQA, predictions=path, split="val")
 
@@ -132,6 +141,9 @@ def test_malformed_predictions_are_refused_by_line(tmp_path, lines, complaint):
         ({"answer": "A", "span": [1]}, r"span=\[1\]: must be \[start, end\]"),
         ({"answer": "A", "span": "1-2"}, "span='1-2'"),
         ({"answer": "A", "span": [1, float("nan")]}, "span="),
+        ({"answer": "A", "span": [1, 10**400]}, "span="),
+        ({"answer": "A", "span": [True, 2]}, "span="),
+        ({"answer": "A", "span": []}, "span="),
         ({"answer": ["A"], "span": [1, 2]}, "answer="),
     ],
 )

@@ -49,14 +49,20 @@ def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
 def read_csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """(place, row) of a CSV file with a header line."""
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    for row in reader:
-        yield f"{path}, line {reader.line_num}", row
+    try:
+        for row in reader:
+            yield f"{path}, line {reader.line_num}", row
+    except csv.Error as error:
+        raise AnnotationError(f"{path}, line {reader.line_num}: is not CSV: {error}") from error
 
 
 def parse_json(path: Path, text: str, line: int | None = None) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no JSON; a number of thousands of digits; endless brackets
         where = path if line is None else f"{path}, line {line}"
         raise AnnotationError(f"{where}: is not JSON: {error}") from error
 
@@ -79,7 +85,7 @@ def samples_from(
             raise AnnotationError(
                 f"{place}: {error.args[0]}: is missing; is this an annotation file of {benchmark}?"
             ) from error
-        except (SampleError, TypeError, ValueError, IndexError) as error:
+        except (SampleError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise AnnotationError(f"{place}: {error}; is this an annotation file of {benchmark}?") from error
         if sample is None:
             continue

@@ -84,6 +84,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
                 f"{path}, video {video!r}: mc_question: is missing; is this Perception Test?"
             )
         for question in about["mc_question"]:
+            if not isinstance(question, dict):
+                raise AnnotationError(f"{path}, video {video!r}: a question is {type(question).__name__}")
             yield f"{path}, video {video!r}", {**question, "video_name": video}
 
 
