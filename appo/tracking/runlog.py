@@ -134,7 +134,10 @@ class Tracker:
         if system_metrics:
             from appo.tracking.system import SystemMetrics
 
-            self._system = SystemMetrics(self.log_metrics)
+            # A retried pod finds the first start in the journal.
+            starts = (e for e in self._journal.events() if e["op"] == "start" and e["run"] == "child")
+            began = next(starts, event)
+            self._system = SystemMetrics(self.log_metrics, began_ms=began["time_ms"])
 
     def _start_event(
         self,
