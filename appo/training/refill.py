@@ -34,9 +34,7 @@ class Rollouts:
     tokens: list[Tensor] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     rewards: dict[str, Tensor] = field(default_factory=dict)  # name -> (B,), NaN where there is none
-    equal: Tensor | None = (
-        None  # (B,) bool: all rewards of the completion's group, over all devices, are equal
-    )
+    advantages: Tensor | None = None  # (B,), as drawn; those of refilled groups are in TRL's batch dictionary
     # row -> attention (N, T), hidden (N, H), log-probabilities (N,)
     read: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 

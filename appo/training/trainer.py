@@ -1,10 +1,14 @@
 """TRL's GRPOTrainer with videos: rows find their prompt, groups share it, APPO's weights scale the advantages.
 
-Only wiring. Overridden hooks, each the narrowest that does it:
-`_tokenize_prompts` (prompts come from the store), `_generate_single_turn` (one prefill per group), `_calculate_rewards`
-(remembered by name), `_get_per_token_logps_and_entropies` (packed scoring and the frame probe), `_compute_loss`
-(says which rows the loss is about), `_prepare_inputs` (whole groups to a micro-batch), `_get_train_sampler` (resumable),
-`_generate_and_score_completions` (weights, streams, refill). TRL's 600-line method and its losses run as they are.
+Only wiring. TRL's 600-line method and its losses run as they are; overridden are, each the narrowest hook that does it:
+
+- `_tokenize_prompts`: prompts come from the store;
+- `_generate_single_turn`: one prefill per group;
+- `_calculate_rewards`: remembered by name, normalised within groups;
+- `_generate_and_score_completions`: refill, streams of advantages, perception weights;
+- `_prepare_inputs`: whole groups to a micro-batch; `_get_train_sampler`: resumable;
+- `_get_per_token_logps_and_entropies`: packed scoring and the frame probe;
+- `_compute_loss`: says which rows the loss is about.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from appo.config import Recipe
 from appo.modeling import features, loading
 from appo.modeling.inputs import PromptInputs
 from appo.policy import PolicySettings
-from appo.policy.advantages import informative_groups, token_advantages
+from appo.policy.advantages import group_advantages, stream_rewards, token_advantages
 from appo.policy.spans import tag_masks, token_bytes
 from appo.training.perceiving import Perceiver
 from appo.training.phases import Phases
@@ -134,8 +138,7 @@ class VideoGRPOTrainer(GRPOTrainer):
         )
         self._rows = list(range(len(inputs)))
         output = super()._generate_and_score_completions(inputs)
-        # Rounding of an equal group's mean, divided by TRL's 1e-4, would be a gradient.
-        output["advantages"][self.rollouts.equal] = 0.0
+        output["advantages"] = self.rollouts.advantages
         return output
 
     def _advantages_by_stream(self, num_tokens: int) -> Tensor:
@@ -203,12 +206,13 @@ class VideoGRPOTrainer(GRPOTrainer):
         with self.phases("rewards"):
             gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         first = self.accelerator.process_index * len(prompts)
-        local = gathered[first : first + len(prompts)]
-        total = (gathered * self.reward_weights.to(gathered.device)).nansum(dim=1)
-        total = total.masked_fill(gathered.isnan().all(dim=1), torch.nan)
-        equal = ~informative_groups(total, self.num_generations).repeat_interleave(self.num_generations)
-        self.rollouts.equal = equal[first : first + len(prompts)]
-        self.rollouts.rewards = {name: local[:, i] for i, name in enumerate(self.reward_func_names)}
+        own = slice(first, first + len(prompts))
+        rewards = dict(zip(self.reward_func_names, gathered.unbind(dim=1), strict=True))
+        self.rollouts.rewards = {name: values[own] for name, values in rewards.items()}
+        # Not TRL's: those let rounding train a group of equal rewards, and a length alone stand for a reward. Made here,
+        # where a group over several processes is whole. Of several streams, `_advantages_by_stream` chooses later.
+        totals = stream_rewards(rewards, self.settings.streams[-1].rewards)
+        self.rollouts.advantages = group_advantages(totals, self.num_generations)[own]
         self.rollouts.texts = [completion[0]["content"] for completion in completions]
         return gathered
 

@@ -116,6 +116,23 @@ def test_groups_without_differences_leave_the_weights_alone(bench: Bench, monkey
     assert all(line["loss"] == 0.0 for line in bench.metrics("run"))
 
 
+def test_a_punished_length_alone_is_no_reward(bench: Bench, monkeypatch):
+    """What nobody graded teaches nothing, however long it is; beside a graded one its length counts."""
+    punish = ("policy.overlong_buffer=8", "training.max_steps=1")
+    # An untrained model never ends a completion: all of its lengths are equal.
+    different = "appo.policy.overlong.soft_overlong_punishment"
+    monkeypatch.setattr(different, lambda lengths, **_: -torch.linspace(0, 1, len(lengths)))
+    ungraded = {"accuracy": lambda *_: None}
+    monkeypatch.setattr("appo.training.rewarding.reward_functions", lambda _: ungraded)
+    bench.train("dapo", *punish, name="ungraded")
+    graded = {"accuracy": lambda *_: 0.5}
+    monkeypatch.setattr("appo.training.rewarding.reward_functions", lambda _: graded)
+    bench.train("dapo", *punish, name="graded")
+    assert all(line["rewards/overlong/std"] > 0 for line in bench.metrics("ungraded"))
+    assert bench.metrics("ungraded")[0]["grad_norm"] == 0
+    assert bench.metrics("graded")[0]["grad_norm"] > 0
+
+
 @pytest.mark.parametrize(
     "edge",
     [
