@@ -78,12 +78,20 @@ def test_several_processes_decode_each_video_once(evaluate, folder, monkeypatch)
     from appo.evaluation import parallel
     from tests.evaluation.test_run import Here
 
-    monkeypatch.setattr(parallel, "_start", Here)
+    def stored() -> list[str]:
+        (place,) = (folder / "perception_test/frames").iterdir()
+        return [key for _, keys, _ in list_rows(str(place)) for key in keys]
+
+    def start(job, log):
+        assert len(stored()) == 4, (
+            "before any of them starts: side by side they could not know of one another"
+        )
+        return Here(job, log)
+
+    monkeypatch.setattr(parallel, "_start", start)
     found, lines = evaluate("two", "evaluation.data_parallel=2")
     assert found["missing_rate"] == 0.0
-    (place,) = (folder / "perception_test/frames").iterdir()
-    keys = [key for _, keys, _ in list_rows(str(place)) for key in keys]
-    assert len(keys) == len(set(keys)) == 4
+    assert len(stored()) == len(set(stored())) == 4
     no_videos(folder)
     assert evaluate("one") == (found, lines)
 
