@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -23,9 +24,20 @@ def _registered(name: str) -> str:
     return name
 
 
+def _without_password(address: str) -> str:
+    # Reports, MLflow and Kubeflow show the recipe; for the same reason the value is not repeated here.
+    if re.search(r"://[^/\s@:]*:[^/\s@]+@", address):
+        raise ValueError(
+            "holds a password, and whoever sees a report sees the recipe; leave it out and set it in the environment "
+            "(MLflow: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for a database MLFLOW_TRACKING_URI)"
+        )
+    return address
+
+
 Algorithm = Annotated[str, AfterValidator(_registered)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Address = Annotated[str, AfterValidator(_without_password)]
 
 
 class Section(BaseModel):
@@ -137,7 +149,7 @@ class Judge(Section):
     """Who scores PA-GRPO's observations: fixed rules, or a text model behind an OpenAI-compatible server."""
 
     kind: Literal["rules", "server"] = "rules"
-    url: str | None = Field(None, description="base of the server, e.g. http://127.0.0.1:8000")
+    url: Address | None = Field(None, description="base of the server, e.g. http://127.0.0.1:8000")
     model: str | None = Field(None, description="name the server knows the model by")
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
     workers: Positive = 16
@@ -200,7 +212,7 @@ class Training(Section):
     seeds: tuple[int, ...] = (0,)
     save_every: Positive = 50
     rollout: Literal["transformers", "vllm_colocate", "vllm_server"] = "transformers"
-    vllm_server_url: str | None = None
+    vllm_server_url: Address | None = None
     vllm_gpu_memory_utilization: Share = 0.3
     vllm_server_memory_utilization: Share = Field(0.9, description="of a rollout server's own GPU")
     vllm_max_model_len: Positive = Field(
@@ -240,7 +252,7 @@ class Evaluation(Section):
 
 
 class Tracking(Section):
-    uri: str | None = Field(
+    uri: Address | None = Field(
         None, description="MLflow server or sqlite:/// URI; null: mlflow.db of the run folder"
     )
     experiment: str = "appo"

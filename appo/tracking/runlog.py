@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from appo.tracking import ending
 from appo.tracking.journal import Event, Journal, JournalBusy, status_of
-from appo.tracking.secrets import scrub, scrub_items
+from appo.tracking.secrets import scrub, scrub_cell, scrub_items
 from appo.tracking.sender import Sender, close_if_killed
 from appo.tracking.sink import MlflowSink
 
@@ -231,7 +231,7 @@ class Tracker:
     ) -> None:
         """Rows with equal keys (completions, predictions) as a table that MLflow's UI can browse."""
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        data = [[_plain(row.get(name)) for name in columns] for row in rows]
+        data = [[scrub_cell(row.get(name)) for name in columns] for row in rows]
         table = {"columns": columns, "rows": data, "artifact_file": artifact_file}
         self._append({"op": "table", "run": run, **table})
 
@@ -346,12 +346,3 @@ def _is_main_process() -> bool:
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def _plain(value: Any) -> Any:
-    """A cell that JSON and MLflow's table can hold; text is scrubbed."""
-    if isinstance(value, str):
-        return scrub(value)
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    return scrub(str(value))

@@ -59,3 +59,8 @@ def scrub_items(values: Mapping[str, object]) -> dict[str, str]:
         name: REMOVED if is_secret_name(name) and value not in (None, "") else scrub(str(value))
         for name, value in values.items()
     }
+
+
+def scrub_cell(value: object) -> object:
+    """A cell that JSON and MLflow's table can hold; text is scrubbed."""
+    return value if value is None or isinstance(value, bool | int | float) else scrub(str(value))

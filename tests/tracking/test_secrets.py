@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from appo.config import RecipeError, load_recipe
 from appo.tracking.secrets import REMOVED, is_secret_name, scrub, scrub_items
 
 
@@ -58,3 +61,23 @@ def test_values_of_secret_variables_are_removed_wherever_they_stand() -> None:
 def test_ordinary_text_is_unchanged() -> None:
     text = "s3://bucket/data/video.mp4 at 3:20, mail someone@example.org, cost 5 tokens"
     assert scrub(text, {}) == text
+
+
+@pytest.mark.parametrize("key", ["tracking.uri", "policy.judge.url", "training.vllm_server_url"])
+def test_a_recipe_with_a_password_is_refused_without_repeating_it(key: str, tmp_path: Path) -> None:
+    """The page of a comparison, MLflow and Kubeflow show the whole recipe."""
+    *sections, name = key.split(".")
+    lines = ["name: mine", "model: {path: somewhere}"] + [
+        f"{'  ' * i}{section}:" for i, section in enumerate(sections)
+    ]
+    lines.append(f"{'  ' * len(sections)}{name}: postgresql://user:hunter2@db.example:5432/x")
+    path = tmp_path / "mine.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(RecipeError, match=f"{key}: holds a password") as caught:
+        load_recipe(str(path))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_addresses_without_a_password_are_taken() -> None:
+    uri = "postgresql://user@db.example:5432/x"
+    assert load_recipe("demo", [f"tracking.uri={uri}"]).tracking.uri == uri
