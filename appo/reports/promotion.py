@@ -15,7 +15,7 @@ from statistics import fmean
 from appo.config import Recipe
 from appo.reports.results import Evaluation, ReportError, read_evaluations, split_checkpoint
 from appo.storage import write_atomic
-from appo.tracking.champion import Contender, Decision, ModelVersion, decide, open_registry, unchanged
+from appo.tracking.champion import LEFT, Contender, Decision, ModelVersion, decide, open_registry, unchanged
 from appo.tracking.provenance import parameters, provenance_tags
 
 log = logging.getLogger("appo.reports")
@@ -34,14 +34,21 @@ class Gate:
 
 
 def gate(recipe: Recipe, run_dir: Path, manifest_digest: str) -> Gate:
-    """Stop early, and successfully, when the data is the champion's own."""
-    champion = open_registry(recipe, run_dir).champion()
+    """Stop early, and successfully, when the data is the champion's own, or that of a version rolled back from."""
+    registry = open_registry(recipe, run_dir)
+    champion = registry.champion()
     if unchanged(champion, manifest_digest):
         assert champion is not None
         reason = (
             f"nothing to do: the data (manifest {manifest_digest[:12]}) is what champion version "
             f"{champion.version} was "
             "trained on"
+        )
+        return Gate(False, reason, champion)
+    if left := registry.left(manifest_digest):
+        reason = (
+            f"nothing to do: version {left.version} was trained on this data (manifest {manifest_digest[:12]}) and "
+            f"was {left.tags[LEFT]}; `appo champion rollback` would bring it back"
         )
         return Gate(False, reason, champion)
     why = "no champion yet" if champion is None else "the data changed since the champion was trained"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from appo.config import Recipe
 
 CHAMPION, PREVIOUS = "champion", "previous"
+LEFT = "appo.rolled_back"  # tag of a version that somebody went back from; its value says why
 # A difference of two means over few seeds, in standard errors; 2 is the usual 95 %.
 NOISE_ERRORS = 2.0
 
@@ -149,6 +150,17 @@ class Registry:
         found = self._client.search_model_versions(f"name = '{self.name}'")
         return sorted((_version(v) for v in found), key=lambda v: -int(v.version))
 
+    def left(self, manifest_digest: str) -> ModelVersion | None:
+        """The version trained on this data that somebody rolled back from; a schedule must not undo that."""
+        return next(
+            (
+                v
+                for v in self.versions()
+                if LEFT in v.tags and v.tags.get("appo.manifest_digest") == manifest_digest
+            ),
+            None,
+        )
+
     def record(
         self,
         decision: Decision,
@@ -208,12 +220,19 @@ class Registry:
         self._client.set_registered_model_alias(self.name, CHAMPION, version.version)
 
     def roll_back(self, reason: str = "") -> ModelVersion:
-        """Swap champion and previous. Raises ChampionError when there is no previous one."""
+        """Swap champion and previous; the version left is marked, so that no retraining on its data brings it back.
+
+        Raises ChampionError when there is no previous one.
+        """
         current, previous = self.champion(), self.previous()
         if current is None or previous is None:
             raise ChampionError(f"{self.name}: has no previous champion to go back to")
         said = f"rolled back from version {current.version}" + (f": {reason}" if reason else "")
         self._client.set_model_version_tag(self.name, previous.version, "appo.rollback", said)
+        if LEFT in previous.tags:
+            self._client.delete_model_version_tag(self.name, previous.version, LEFT)
+        went = f"left for version {previous.version}" + (f": {reason}" if reason else "")
+        self._client.set_model_version_tag(self.name, current.version, LEFT, went)
         self._client.set_registered_model_alias(self.name, PREVIOUS, current.version)
         self._client.set_registered_model_alias(self.name, CHAMPION, previous.version)
         return previous
@@ -233,9 +252,8 @@ class Registry:
             )
             lines.append(f"            weights  {model.uri}")
             lines.append(f"            manifest {model.tags.get('appo.manifest_digest', 'unknown')[:12]}")
-            lines.append(
-                f"            {model.tags.get('appo.rollback') or model.tags.get('appo.decision', '')}"
-            )
+            moved = model.tags.get("appo.rollback" if role == CHAMPION else LEFT)
+            lines.append(f"            {moved or model.tags.get('appo.decision', '')}")
         refused = [
             v
             for v in self.versions()

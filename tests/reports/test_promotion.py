@@ -67,6 +67,15 @@ def test_three_retrainings(tmp_path: Path) -> None:
     assert registry.champion().uri == third["appo-seed2"]  # type: ignore[union-attr]
     assert registry.previous().uri == champion.uri  # type: ignore[union-attr]
 
+    registry.roll_back("worse in use")
+    after = gate(recipe, run_dir, "digest-two")
+    assert not after.train  # else the schedule would undo what somebody decided
+    assert "version 2 was trained on this data" in after.reason
+    assert "worse in use" in after.reason
+    assert gate(recipe, run_dir, "digest-three").train
+    registry.roll_back()  # and back again
+    assert "what champion version 2" in gate(recipe, run_dir, "digest-two").reason
+
     written = json.loads((tmp_path / "out3" / "decision.json").read_text())
     assert written["promote"] is True
     assert written["reason"] == registry.champion().tags["appo.decision"]  # type: ignore[union-attr]
