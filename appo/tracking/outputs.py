@@ -16,7 +16,6 @@ from appo.tracking.runlog import Tracker
 
 DATA_FILES = ("card.html", "rejects.jsonl", "leakage.json")  # beside the manifest
 TRAINING_FILES = ("summary.json", "metrics.jsonl", "groups.jsonl")
-_HISTOGRAM_BINS = 10
 
 
 def log_training(tracker: Tracker, out: Path, *, manifest_path: Path, manifest_digest: str) -> None:
@@ -40,10 +39,7 @@ def log_training(tracker: Tracker, out: Path, *, manifest_path: Path, manifest_d
     for name in TRAINING_FILES:
         if (out / name).is_file():
             tracker.log_artifact(out / name, "training")
-    last = [g for g in groups if g.get("step") == max(g.get("step", 0) for g in groups)]
     tracker.log_table(completion_rows(groups), "completions.json")
-    if histogram := weight_histogram(last):
-        tracker.log_metrics(histogram, step=int(summary.get("steps", 0)))
     if (out / "checkpoint").is_dir():
         kept = ("crucial_hit_rate_end", "rollout_accuracy_end", "samples_per_second", "reward_end")
         tracker.log_model(
@@ -74,27 +70,6 @@ def completion_rows(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
                 }
             )
     return rows
-
-
-def weight_histogram(groups: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Share of tokens by weight W, in ten bins from 1 to the largest; empty when no token was weighted."""
-    weights = [
-        weight
-        for group in groups
-        for row, tokens in zip(group.get("weights") or [], group["tokens"], strict=False)
-        for weight in row[: len(tokens)]
-    ]
-    highest = max(weights, default=1.0)
-    if highest <= 1.0:
-        return {}
-    width = (highest - 1.0) / _HISTOGRAM_BINS
-    counts = [0] * _HISTOGRAM_BINS
-    for weight in weights:
-        counts[min(_HISTOGRAM_BINS - 1, int((weight - 1.0) / width))] += 1
-    return {
-        f"weights/share_{1 + i * width:.2f}_to_{1 + (i + 1) * width:.2f}": count / len(weights)
-        for i, count in enumerate(counts)
-    }
 
 
 def _groups(path: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ from appo.config import Recipe
 from appo.perception import PerceptionWeights, Selection, WeightSettings, select, weights_from_rows
 from appo.training.scoring import Scores, log_normalizers
 
+HISTOGRAM_BINS = 10
+
 
 class Perceiver:
     """Computes perception weights and scales advantages with them. layers: decoder layers that are read."""
@@ -95,8 +97,9 @@ class Perceiver:
                 first = 0
                 groups = (_slice(local, start, size) for start in range(0, len(rows), size))
                 found = [group_weights(group, self.recipe, *head) for group in groups]
-            self._log(trainer, found)
-            return torch.cat([one.weights for one in found])[first : first + len(rows), :num_tokens]
+            weights = torch.cat([one.weights for one in found])[first : first + len(rows), :num_tokens]
+            self._log(trainer, found, weights, local["lengths"])
+            return weights
 
     def _split_weights(
         self,
@@ -161,19 +164,26 @@ class Perceiver:
             "frames": torch.tensor([rollouts.prompts[r].num_frames for r in rows], device=device),
         }
 
-    def _log(self, trainer: Any, found: Sequence[PerceptionWeights]) -> None:
+    def _log(
+        self, trainer: Any, found: Sequence[PerceptionWeights], weights: Tensor, lengths: Tensor
+    ) -> None:
+        """found: the groups that were weighed here; weights: (rows, num_tokens) of this process's own rows."""
         rows = torch.tensor(
             [[len(w.frames), w.perception_share, float(w.degenerate), _overlap(w)] for w in found],
             device=trainer.accelerator.device,
         )
         means = trainer.accelerator.gather(rows.float().mean(dim=0, keepdim=True)).mean(dim=0).tolist()
         metrics = trainer._metrics["train"]
-        names = ("crucial_frames", "perception_share", "degenerate_share", "overlap")
-        for name, value in zip(names, means, strict=True):
+        measures = ("crucial_frames", "perception_share", "degenerate_share", "overlap")
+        for name, value in zip(measures, means, strict=True):
             metrics[f"appo/{name}"].append(value)
-        weights = torch.cat([w.weights.flatten() for w in found])
-        metrics["appo/weight_mean"].append(float(weights.mean()))
-        metrics["appo/weight_max"].append(float(weights.max()))
+        own = weights[torch.arange(weights.size(1), device=weights.device) < lengths.unsqueeze(1)]
+        metrics["appo/weight_mean"].append(float(own.mean()))
+        metrics["appo/weight_max"].append(float(own.max()))
+        names, shares = weight_histogram(own, self.recipe.perception.max_weight)
+        shares = trainer.accelerator.gather(shares.unsqueeze(0)).mean(dim=0)
+        for name, value in zip(names, shares.tolist(), strict=True):
+            metrics[f"weights/{name}"].append(value)
 
 
 def group_weights(
@@ -200,6 +210,23 @@ def group_weights(
         settings=settings,
         log_normalizer=_normalizers(chosen, head_weight, head_bias, settings.temperature),
     )
+
+
+def weight_histogram(weights: Tensor, max_weight: float) -> tuple[list[str], Tensor]:
+    """Share of tokens by weight: exactly 1, and ten equal bins from there to max_weight; their names and shares.
+
+    weights: those of real tokens. The bins depend on the setting alone, so that runs and steps can be compared.
+    """
+    width = (max_weight - 1.0) / HISTOGRAM_BINS
+    names = ["share_1.00"]
+    names += [
+        f"share_{1 + i * width:.2f}_to_{1 + (i + 1) * width:.2f}" for i in range(HISTOGRAM_BINS) if width
+    ]
+    bins = torch.zeros_like(weights, dtype=torch.long)
+    if width:
+        inside = ((weights - 1.0) / width).long().clamp(0, HISTOGRAM_BINS - 1)
+        bins = torch.where(weights > 1.0, 1 + inside, bins)
+    return names, torch.bincount(bins, minlength=len(names)).float() / max(1, len(weights))
 
 
 def _normalizers(

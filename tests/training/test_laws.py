@@ -28,6 +28,11 @@ def test_weights_above_one_change_the_training(bench: Bench):
     bench.train("appo", name="appo")
     assert largest_difference(bench.weights("dapo"), bench.weights("appo")) > 10 * CLOSE
     assert any(line["appo/weight_max"] > 1 for line in bench.metrics("appo"))
+    for line in bench.metrics("appo"):  # every step says how the weights are spread
+        shares = {name: value for name, value in line.items() if name.startswith("weights/share_")}
+        assert len(shares) == 11
+        assert math.isclose(sum(shares.values()), 1.0, abs_tol=1e-3)
+        assert (shares["weights/share_1.00"] < 1) == (line["appo/weight_max"] > 1)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dapo", "appo", "pa_grpo"])
@@ -168,6 +173,35 @@ def test_dynamic_sampling_draws_again_for_groups_without_differences(bench: Benc
     assert all(line["frac_reward_zero_std"] > 0 for line in bench.metrics("plain"))
     assert all(line["dynamic_sampling/groups_left"] == 0 for line in bench.metrics("refilled"))
     assert all(line["dynamic_sampling/prompts_drawn"] > 0 for line in bench.metrics("refilled"))
+
+
+@pytest.mark.parametrize("spoiled", ["positions", "features"])
+def test_training_does_not_start_when_generation_sees_something_else(bench: Bench, monkeypatch, spoiled: str):
+    from appo.training import rollouts
+    from appo.training.agreement import RolloutMismatch
+
+    if spoiled == "positions":  # as other seconds per temporal patch would leave them
+        whole = rollouts.left_padded
+
+        def other(*args):
+            ids, mask, positions = whole(*args)
+            return ids, mask, positions * torch.tensor([2, 1, 1])[:, None, None]
+
+        monkeypatch.setattr(rollouts, "left_padded", other)
+    else:
+        seen = rollouts.vision_kwargs
+
+        def others(*args):
+            found = seen(*args)
+            noise = torch.randn(
+                found["pixel_values_videos"].shape, generator=torch.Generator().manual_seed(0)
+            )
+            return {**found, "pixel_values_videos": noise}
+
+        monkeypatch.setattr(rollouts, "vision_kwargs", others)
+    reason = "generation numbers" if spoiled == "positions" else "log-probabilities of the same tokens"
+    with pytest.raises(RolloutMismatch, match=reason):
+        bench.train("dapo")
 
 
 def test_a_step_that_cannot_be_divided_is_refused(bench: Bench):
