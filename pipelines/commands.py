@@ -104,7 +104,7 @@ def _root_of(data: Path) -> Path:
         records = json.loads(text)
     except json.JSONDecodeError:  # one record a line
         try:
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+            records = [json.loads(line) for line in text.split("\n") if line.strip()]
         except json.JSONDecodeError:  # assembly says what is wrong with it
             return data.parent
     names = [
