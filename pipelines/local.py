@@ -55,7 +55,7 @@ def run_graph(graph: Any, arguments: Mapping[str, Any], *, folder: Path, story: 
     from kfp import local
 
     folder.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(), _told_by(story, folder / "logs"):
+    with warnings.catch_warnings(), _told_by(story, folder):
         warnings.simplefilter("ignore")
         local.init(
             runner=local.SubprocessRunner(use_venv=False),
@@ -73,7 +73,8 @@ def run_graph(graph: Any, arguments: Mapping[str, Any], *, folder: Path, story: 
 
 
 @contextlib.contextmanager
-def _told_by(story: Story, logs: Path) -> Iterator[None]:
+def _told_by(story: Story, folder: Path) -> Iterator[None]:
+    logs = folder / "logs"
     running: set[subprocess.Popen[bytes]] = set()
     stopping = threading.Event()
 
@@ -88,7 +89,12 @@ def _told_by(story: Story, logs: Path) -> Iterator[None]:
             full_command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **_environment(name), **(env_vars or {})},
+            env={
+                **os.environ,
+                **_environment(name),
+                **_run_name(full_command, folder / "kfp"),
+                **(env_vars or {}),
+            },
             start_new_session=True,  # Ctrl-C is passed on once, below
         )
         running.add(process)
@@ -155,6 +161,12 @@ def _called(command: list[str]) -> tuple[str, dict[str, Any]]:
     name = command[command.index("--function_to_execute") + 1]
     given = json.loads(command[command.index("--executor_input") + 1])
     return name, given.get("inputs", {}).get("parameterValues", {})
+
+
+def _run_name(command: list[str], root: Path) -> dict[str, str]:
+    """kfp's name of this run, which MLflow's runs carry as a tag; on a cluster pods read it from their labels."""
+    given = json.loads(command[command.index("--executor_input") + 1])
+    return {"KFP_RUN_NAME": Path(given["outputs"]["outputFile"]).relative_to(root).parts[0]}
 
 
 def _make_missing_outputs(command: list[str]) -> None:

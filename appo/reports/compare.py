@@ -58,8 +58,9 @@ def compare(
     pictures = figures.Pictures(manifest_path, recipe)
     main = summary_tables.main_table(analysis)
     html_path, markdown_path, numbers_path = out / "report.html", out / "report.md", out / "numbers.json"
-    write_atomic(html_path, build_page(analysis, pictures, _composition(manifest_path)))
-    write_atomic(markdown_path, build_markdown(analysis))
+    composition = _composition(manifest_path)
+    write_atomic(html_path, build_page(analysis, pictures, composition))
+    write_atomic(markdown_path, build_markdown(analysis, composition))
     write_atomic(out / "flips.csv", _csv(summary_tables.flip_rows(analysis)))
     write_atomic(numbers_path, json.dumps(numbers(analysis), indent=2) + "\n")
     text = to_terminal(main) + "\n" + _bullets(limits(analysis))
@@ -143,18 +144,20 @@ def provenance(analysis: Analysis) -> str:
     )
 
 
-def build_markdown(analysis: Analysis) -> str:
+def build_markdown(analysis: Analysis, composition: Counter[str] | None) -> str:
     """The tables of the page as Markdown."""
     tables = summary_tables
     found = [
         tables.main_table(analysis),
         tables.benchmark_table(analysis),
         tables.difference_table(analysis),
+        tables.flip_table(analysis),
         tables.table_a(analysis),
         tables.table_d(analysis),
         tables.table_e(analysis),
         tables.table_f(analysis),
         tables.paper_table(),
+        tables.table_c(composition),
     ]
     names = ", ".join(m.name for m in analysis.methods)
     recipe = f"Recipe {analysis.recipe.name} ({analysis.recipe.digest})."

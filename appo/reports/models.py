@@ -47,7 +47,8 @@ def register_best(client: Any, analysis: Analysis, models: dict[str, str], *, na
     ]
     if not scored:
         return None
-    score, best = max(scored, key=lambda pair: (pair[0], pair[1]))
+    score, best = max(scored)
+    equals = sum(other == score for other, _ in scored)
     model = client.get_logged_model(models[best])
     try:
         client.create_registered_model(name)
@@ -60,7 +61,8 @@ def register_best(client: Any, analysis: Analysis, models: dict[str, str], *, na
     tags = {
         "appo.checkpoint": best,
         f"{benchmark}.accuracy": f"{score:.6f}",
-        "appo.chosen": f"the highest of {len(scored)} on {benchmark}, hence partly luck",
+        "appo.chosen": f"the highest of {len(scored)} on {benchmark}, hence partly luck"
+        + (f"; {equals} share this score" if equals > 1 else ""),
     }
     for key, value in tags.items():
         client.set_model_version_tag(name, version.version, key, value)

@@ -262,7 +262,10 @@ def table_e(analysis: Analysis) -> Table:
     notes = [f"The paper's APPO over {SEEDS_FOR_CLAIM} seeds, {said}."]
     if few:
         notes.insert(
-            0, f"A deviation over {analysis.seeds} seeds is itself uncertain by half its size or more."
+            0,
+            "One seed has no deviation."
+            if analysis.seeds == 1
+            else f"A deviation over {analysis.seeds} seeds is itself uncertain by half its size or more.",
         )
     return Table(
         key="E",

@@ -35,7 +35,7 @@ GRAPH = textwrap.dedent(
         import os, pathlib, sys, time
         place = pathlib.Path(folder)
         (place / f"start-{algorithm}-{seed}").write_text(os.environ["OMP_NUM_THREADS"])
-        print("training", algorithm, seed)
+        print("training", algorithm, seed, "in", os.environ["KFP_RUN_NAME"])
         print("noise", file=sys.stderr)
         time.sleep(float(os.environ.get("STEP_S", "0.2")))
         if algorithm == "appo" and seed == "0" and (place / "break").exists():
@@ -84,7 +84,8 @@ def run(graph, tmp_path: Path) -> str:
 def test_every_step_runs_once_and_the_same_command_again_repeats_nothing(graph, tmp_path: Path) -> None:
     shown = run(graph, tmp_path)
     assert (tmp_path / "evaluated").read_text() == "grpo-0 appo-0 grpo-1 appo-1"
-    assert "training grpo 0" in shown
+    (name,) = {path.name for path in (tmp_path / "run" / "kfp").iterdir()} - {"cache"}
+    assert f"training grpo 0 in {name}" in shown  # MLflow's runs carry it as a tag
     assert "noise" not in shown
     assert "noise" in (tmp_path / "run" / "logs" / "grpo-seed-0.log").read_text()
     assert "executor_input" not in shown

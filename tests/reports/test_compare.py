@@ -136,6 +136,7 @@ def test_a_method_without_attention_or_evaluation_leaves_a_gap_not_a_zero(tmp_pa
     assert "→ –" in row
     assert "(n=1)" in made.table
     assert "± " not in row
+    assert "One seed has no deviation." in made.markdown.read_text()
 
 
 @pytest.mark.parametrize(
