@@ -29,12 +29,13 @@ def generate_groups(
     seeds: Sequence[int] | None = None,
     pad_token_id: int,
     device: torch.device,
+    before_draw: Any = None,
 ) -> list[list[int]]:
     """Sample `num_generations` completions for each prompt, group after group; EOS included, padding not.
 
     seeds: one for each completion (see `appo.training.sampling`); None draws as `generation_config` says, for greedy
-    decoding. Returns as many lists of token ids, each at least
-    one token long.
+    decoding. before_draw: a logits processor that sees what each token is drawn from. Returns as many lists of token
+    ids, each at least one token long.
     """
     ids, mask, positions = left_padded(prompts, pad_token_id, device)
     width = ids.shape[1]
@@ -48,7 +49,8 @@ def generate_groups(
     processors: list[Any] = []
     if seeds is not None:
         # Temperature and truncation are given as processors because the draw itself is one: see `sampling`.
-        processors = [*warpers(generation_config), DrawPerRow(seeds, device)]
+        watching = [] if before_draw is None else [before_draw]
+        processors = [*warpers(generation_config), *watching, DrawPerRow(seeds, device)]
         generation_config = copy.deepcopy(generation_config)
         generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None, min_p=None)
     sampled = model.generate(

@@ -38,3 +38,14 @@ class DrawPerRow(LogitsProcessor):
             # -log of an exponential variable is a Gumbel one; unlike -log(-log(u)) it has no u = 0.
             row.exponential_(generator=generator)
         return scores.float() - self._noise.log()
+
+
+class KeepLogps(LogitsProcessor):
+    """Keeps the log-probabilities that each token is about to be drawn from. steps: (B, V) of each token."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.steps.append(scores.float().log_softmax(dim=-1).cpu())
+        return scores

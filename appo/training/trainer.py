@@ -27,6 +27,7 @@ from appo.modeling.inputs import PromptInputs
 from appo.policy import PolicySettings
 from appo.policy.advantages import group_advantages, stream_rewards, token_advantages
 from appo.policy.spans import tag_masks, token_bytes
+from appo.training.agreement import check_generation
 from appo.training.perceiving import Perceiver
 from appo.training.phases import Phases
 from appo.training.refill import Rollouts, refill
@@ -55,6 +56,7 @@ class VideoGRPOTrainer(GRPOTrainer):
         self.phases = Phases()
         self._buffered_inputs: list[dict[str, Any]] | None = None
         self.rollouts = Rollouts(prompts=[], groups=[], seeds=[])  # of the generation batch at hand
+        self._agreement_checked = False  # of generation with scoring; engines check for themselves
         self._round = 0  # of dynamic sampling, within a step
         self._rows: list[int] = []  # the rows that the pass under way is about
         self._loss_inputs: dict[str, Any] | None = None
@@ -190,6 +192,9 @@ class VideoGRPOTrainer(GRPOTrainer):
             torch.no_grad(),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
+            if not self._agreement_checked:
+                check_generation(self, model, prompts[0])
+                self._agreement_checked = True
             return generate_groups(
                 model,
                 prompts,

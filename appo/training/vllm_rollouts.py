@@ -23,17 +23,8 @@ from appo.config import Recipe
 from appo.modeling import vllm_worker
 from appo.modeling.inputs import PromptInputs
 from appo.modeling.vllm_inputs import check_family, check_length, engine_input
+from appo.training.agreement import CHECK_COMPLETIONS, CHECK_TOKENS, check_logps, check_positions
 from appo.training.rollouts import placeholder_tokens
-from appo.training.scoring import Row, score
-
-CHECK_COMPLETIONS, CHECK_TOKENS = 4, 8
-# Mean distance of log-probabilities. Other frames or positions move it by tenths; float32 kernels by 1e-5,
-# bfloat16 ones, in two engines, by a few hundredths.
-TOLERANCE = {"float32": 1e-2, "bfloat16": 0.15}
-
-
-class RolloutMismatch(RuntimeError):
-    """vLLM does not see a prompt as scoring and loss do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,51 +117,16 @@ class VLLMRollouts:
             "detokenize": False,
         } | changes
 
-    @torch.no_grad()
     def _check(self, prompt: PromptInputs) -> None:
         """Compare positions and log-probabilities of one prompt in vLLM and in the policy."""
-        trainer, name = self._trainer, f"sample {prompt.sample.id}"
+        trainer = self._trainer
         sampling = self._sampling(
             n=CHECK_COMPLETIONS, seed=0, max_tokens=CHECK_TOKENS, top_p=1.0, logit_bias=None
         )
         found, positions = self._engine.watched(prompt, sampling)
-        if positions.shape != prompt.positions.shape:
-            raise RolloutMismatch(
-                f"{name}: vLLM ran {positions.shape[1]} prompt tokens, scoring has {len(prompt.ids)}"
-            )
-        if not torch.equal(positions, prompt.positions):
-            place = int((positions != prompt.positions).any(dim=0).nonzero()[0])
-            raise RolloutMismatch(
-                f"{name}: from token {place} on vLLM numbers (time, height, width) "
-                f"{positions[:, place].tolist()}, scoring and loss {prompt.positions[:, place].tolist()}; "
-                f"the seconds per temporal patch ({prompt.seconds_per_grid.tolist()}) or the grid did not "
-                "arrive, or the model was loaded without appo.modeling.positions.install"
-            )
-        visual = set(placeholder_tokens(trainer._policy()))
-        rows, logps = [], []
-        for completion in found:
-            end = next((i for i, t in enumerate(completion.tokens) if t in visual), len(completion.tokens))
-            if end:
-                rows.append(Row(prompt, 0, torch.tensor(completion.tokens[:end])))
-                logps.append(torch.tensor(completion.logps[:end]))
-        with trainer.accelerator.autocast():
-            scores = score(
-                trainer.model,
-                rows,
-                max(len(row.tokens) for row in rows),
-                shared_prefix=trainer.recipe.training.shared_prefix,
-                pad_token_id=trainer._tokenizer.pad_token_id,
-                device=trainer.accelerator.device,
-            )
-        ours = torch.cat([scores.logps[i, : len(logps[i])].float().cpu() for i in range(len(rows))])
-        distance = float((ours - torch.cat(logps)).abs().mean())
-        allowed = TOLERANCE[trainer.recipe.model.dtype]
-        if not distance <= allowed:
-            raise RolloutMismatch(
-                f"{name}: log-probabilities of the same tokens differ by {distance:.3g} on average between "
-                f"vLLM and the policy ({allowed:g} allowed for {trainer.recipe.model.dtype}); other frames, "
-                "features or weights reached vLLM. Use training.rollout=transformers until it is found"
-            )
+        check_positions(prompt, positions, "vLLM")
+        tokens, logps = [one.tokens for one in found], [one.logps for one in found]
+        check_logps(trainer, trainer.model, prompt, tokens, logps, "vLLM")
 
 
 class ColocatedEngine:

@@ -170,6 +170,7 @@ def test_training_does_not_start_when_vllm_sees_something_else(
     bench: Bench, at_the_end: list[Any], monkeypatch: pytest.MonkeyPatch, spoiled: str
 ):
     from appo.training import vllm_rollouts
+    from appo.training.agreement import RolloutMismatch
 
     def other(prompt: Any) -> Any:
         if spoiled == "seconds":
@@ -182,8 +183,8 @@ def test_training_does_not_start_when_vllm_sees_something_else(
     from appo.modeling import vllm_inputs
 
     monkeypatch.setattr(vllm_rollouts, "engine_input", other)
-    reason = "numbers" if spoiled == "seconds" else "log-probabilities"
-    with pytest.raises(vllm_rollouts.RolloutMismatch, match=reason):
+    reason = "vLLM numbers" if spoiled == "seconds" else "log-probabilities"
+    with pytest.raises(RolloutMismatch, match=reason):
         bench.train("appo", *VLLM)
 
 
