@@ -98,10 +98,12 @@ def _log_seeds(analysis: Analysis, client: Any, experiment_id: str) -> set[str]:
                 if training.seed in seeds
             }
             if scores:
-                client.log_batch(run_id, metrics=[Metric(k, v, now, 0) for k, v in scores.items()])
                 digest = analysis.manifest_digest
+                # A model's metrics are also its run's; without a model the run gets them alone.
                 if model_id := log_model_scores(client, run, scores, manifest_digest=digest):
                     models[training.name] = model_id
+                else:
+                    client.log_batch(run_id, metrics=[Metric(k, v, now, 0) for k, v in scores.items()])
             _log_predictions(analysis, client, run_id, method.label, training.seed)
             parent = run.data.tags.get("mlflow.parentRunId")
             # An injected run's parent is the pipeline's, shared by all algorithms: no place for one's mean.

@@ -41,7 +41,8 @@ def log_training(tracker: Tracker, out: Path, *, manifest_path: Path, manifest_d
             tracker.log_artifact(out / name, "training")
     tracker.log_table(completion_rows(groups), "completions.json")
     if (out / "checkpoint").is_dir():
-        kept = ("crucial_hit_rate_end", "rollout_accuracy_end", "samples_per_second", "reward_end")
+        # No name of a curve of the steps: a model's metrics are also the run's, and would add a point to it.
+        kept = ("crucial_hit_rate_end", "rollout_accuracy_end", "reward_end")
         tracker.log_model(
             f"{summary['algorithm']}-seed{summary['seed']}",
             str((out / "checkpoint").absolute()),

@@ -87,6 +87,33 @@ def test_the_screen_ends_with_the_comparison_and_where_to_look(first) -> None:
     assert "<svg" in report.read_text() or "<img" in report.read_text()
 
 
+# What MLflow holds of every step, by algorithm.
+CURVES = (
+    "reward",
+    "rewards/accuracy/mean",
+    "rewards/format/mean",
+    "entropy",
+    "grad_norm",
+    "completions/mean_length",
+)
+CURVES += (
+    "completions/clipped_ratio",
+    "frac_reward_zero_std",
+    "clip_ratio/region_mean",
+    "samples_per_second",
+)
+CURVES += ("tokens_per_second", "phase/rollout_s", "phase/rewards_s", "phase/update_s")
+OWN_CURVES = {
+    "grpo": ("kl", "phase/scoring_s"),
+    "dapo": (),
+    "appo": (
+        *("appo/crucial_frames", "appo/perception_share", "appo/overlap", "appo/degenerate_share"),
+        *("phase/weights_s", "weights/share_1.00", "weights/share_1.63_to_1.70"),
+    ),
+}
+TAGS = ("mlflow.source.git.commit", "appo.recipe_digest", "appo.manifest_digest", "appo.kfp_run_name")
+
+
 def test_mlflow_holds_parents_and_children(first) -> None:
     folder, _ = first
     from mlflow.tracking import MlflowClient
@@ -99,6 +126,10 @@ def test_mlflow_holds_parents_and_children(first) -> None:
     assert {run.data.tags["appo.algorithm"] for run in children} == {"grpo", "dapo", "appo"}
     assert all(run.data.tags["mlflow.parentRunId"] in parents for run in children)
     assert all(run.info.status == "FINISHED" for run in children)
+    for run in children:
+        for name in (*CURVES, *OWN_CURVES[run.data.tags["appo.algorithm"]]):
+            assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == [1, 2], name
+        assert set(TAGS) <= set(run.data.tags)
     for run in children:  # what a training read and left: its manifest as an input, the data card beside it
         assert run.inputs.dataset_inputs
         kept = {file.path for file in client.list_artifacts(run.info.run_id, "data")}

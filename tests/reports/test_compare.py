@@ -233,9 +233,14 @@ def test_means_reach_mlflow_on_the_parents_and_predictions_on_the_children(tmp_p
             log_training(tracker, run, manifest_path=tmp_path / "manifest.jsonl", manifest_digest=digest)
         (run / "summary.json").write_text(json.dumps(summary))
     made = compare(runs, evaluations, tmp_path / "report", recipe=recipe)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    first = json.loads((runs[0] / "summary.json").read_text())["mlflow_run_id"]
+    assert len(client.get_metric_history(first, "key_moment/accuracy")) == 1
+    assert (
+        client.get_metric_history(first, "samples_per_second") == []
+    )  # a curve of the steps, not of the end
     compare(runs, evaluations, tmp_path / "report", recipe=recipe)  # run again: the same parents, new points
     numbers = json.loads(made.numbers.read_text())["methods"]
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("demo").experiment_id
     for label in ("dapo", "appo"):
         (parent,) = client.search_runs(
