@@ -7,13 +7,32 @@ import math
 import pytest
 import torch
 
+from appo.policy.advantages import group_advantages
 from tests.training.conftest import Bench, largest_difference
 
 # Adam divides by the gradient's own size, so rounding of a gradient near zero can move a weight by part of a step:
 # two steps of 1e-3 leave differences well under a hundredth of what training moved.
 CLOSE = 2e-5
+PLAIN = ("training.shared_prefix=false", "training.feature_cache=false")
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def observing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untrained model observes nothing: the first three tokens of a completion stand for <observation>, and a
+    checksum for what a judge says of them, with every seventh verdict late.
+    """
+
+    def masks(pieces: list[list[bytes]], num_tokens: int) -> dict[str, torch.Tensor]:
+        return {"observation": (torch.arange(num_tokens) < 3).expand(len(pieces), -1)}
+
+    def verdicts(_judge, texts: list[str], _samples) -> list[float | None]:
+        sums = [sum(text.encode()) for text in texts]
+        return [None if value % 7 == 0 else float(value % 2) for value in sums]
+
+    monkeypatch.setattr("appo.training.trainer.tag_masks", masks)
+    monkeypatch.setattr("appo.policy.judge.perception_rewards", verdicts)
 
 
 def test_unit_weights_give_back_dapo_exactly(bench: Bench):
@@ -36,12 +55,13 @@ def test_weights_above_one_change_the_training(bench: Bench):
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dapo", "appo", "pa_grpo"])
+@pytest.mark.usefixtures("observing")
 def test_sharing_prefix_and_features_changes_nothing(bench: Bench, algorithm: str):
-    steps = "training.max_steps=20" if algorithm == "appo" else "training.max_steps=3"
-    bench.train(algorithm, steps, "training.learning_rate=1e-4", name="shared")
-    off = ("training.shared_prefix=false", "training.feature_cache=false")
-    bench.train(algorithm, steps, "training.learning_rate=1e-4", *off, name="plain")
-    assert largest_difference(bench.weights("shared"), bench.weights("plain")) < CLOSE
+    settings = ("training.max_steps=20", "training.learning_rate=1e-4")
+    bench.train(algorithm, *settings, name="shared")
+    bench.train(algorithm, *settings, *PLAIN, name="plain")
+    # Twenty steps of 1e-4 move a weight by up to 2e-3.
+    assert largest_difference(bench.weights("shared"), bench.weights("plain")) < 2 * CLOSE
     for ours, plain in zip(bench.metrics("shared"), bench.metrics("plain"), strict=True):
         assert ours["reward"] == plain["reward"]
         # Both logs round to four digits
@@ -64,6 +84,36 @@ def test_the_cut_into_micro_batches_changes_nothing(bench: Bench, layout: tuple[
         assert "scoring pass" in cut.active_parts[-1]
 
 
+@pytest.mark.usefixtures("observing")
+def test_pa_grpo_trains_each_part_by_its_own_reward_and_takes_appos_weights(bench: Bench, monkeypatch):
+    from appo.training.trainer import VideoGRPOTrainer
+
+    seen: list[dict[str, torch.Tensor]] = []
+    made = VideoGRPOTrainer._generate_and_score_completions
+
+    def keeping(self, inputs):
+        output = made(self, inputs)
+        seen.append({"advantages": output["advantages"], **self.rollouts.rewards})
+        return output
+
+    monkeypatch.setattr(VideoGRPOTrainer, "_generate_and_score_completions", keeping)
+    bench.train("pa_grpo", name="plain")
+    for batch in seen:
+        observed, reasoned = batch["advantages"][:, :3], batch["advantages"][:, 3:]
+        for part, rewards in ((observed, batch["perception"]), (reasoned, batch["accuracy"])):
+            expected = group_advantages(rewards, 4)
+            assert torch.equal(part, expected[:, None].expand_as(part))
+        assert (observed[batch["perception"].isnan()] == 0).all()
+    assert any(batch["perception"].isnan().any() for batch in seen)
+    assert any((batch["advantages"][:, 0] != batch["advantages"][:, 3]).any() for batch in seen)
+
+    product = "policy.perception_weights=true"
+    bench.train("pa_grpo", product, "perception.max_weight=1", name="unit")
+    bench.train("pa_grpo", product, name="weighted")
+    assert largest_difference(bench.weights("plain"), bench.weights("unit")) == 0.0
+    assert largest_difference(bench.weights("plain"), bench.weights("weighted")) > 10 * CLOSE
+
+
 def test_the_reference_pass_is_not_read_for_the_policys(bench: Bench):
     """Under LoRA the reference is the policy's own model with its adapters off, and runs before the update too."""
     settings = ("policy.perception_weights=true", "model.lora={rank: 4}", "training.max_steps=3")
@@ -77,8 +127,15 @@ def test_the_reference_pass_is_not_read_for_the_policys(bench: Bench):
     assert largest_difference(ours, theirs) < 10 * CLOSE
 
 
-def test_checkpoints_interchange_and_resume_equals_uninterrupted_bit_for_bit(bench: Bench):
-    settings = ("training.save_every=2", "policy.dynamic_sampling=true")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param((), id="whole model"),
+        pytest.param(("model.lora={rank: 4}", "policy.beta=0.01"), id="adapters and a reference"),
+    ],
+)
+def test_resume_equals_uninterrupted_bit_for_bit(bench: Bench, kind: tuple[str, ...]):
+    settings = ("training.save_every=2", "policy.dynamic_sampling=true", *kind)
     bench.train("appo", "training.max_steps=5", *settings, name="straight")
     bench.train("appo", "training.max_steps=2", *settings, name="resumed")
     summary = bench.train("appo", "training.max_steps=5", *settings, name="resumed")
@@ -86,6 +143,51 @@ def test_checkpoints_interchange_and_resume_equals_uninterrupted_bit_for_bit(ben
     assert largest_difference(bench.weights("straight"), bench.weights("resumed")) == 0.0
     steps = [line["step"] for line in bench.metrics("resumed")]
     assert steps == [1, 2, 3, 4, 5], "no step twice, none missing"
+
+
+@pytest.mark.parametrize(("before", "after"), [((), PLAIN), (PLAIN, ())], ids=["on to off", "off to on"])
+def test_checkpoints_interchange(bench: Bench, before: tuple[str, ...], after: tuple[str, ...]):
+    """A training saved with the shared prefix and the cache goes on without them, and the other way round."""
+    settings = ("training.save_every=2", "training.learning_rate=1e-4")
+    bench.train("appo", "training.max_steps=4", *settings, name="straight")
+    bench.train("appo", "training.max_steps=2", *settings, *before, name="changed")
+    summary = bench.train("appo", "training.max_steps=4", *settings, *after, name="changed")
+    assert summary.resumed_from == 2
+    assert ("shared prefix on" in summary.active_parts) == (after == ())
+    assert largest_difference(bench.weights("straight"), bench.weights("changed")) < CLOSE
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("training.gradient_checkpointing=true", id="gradient checkpointing"),
+        pytest.param("model.lora={rank: 4}", id="adapters"),
+        pytest.param("model.freeze_vision=false", id="trained vision tower"),
+    ],
+)
+def test_the_shared_prefix_changes_nothing_in_any_kind_of_training(bench: Bench, kind: str):
+    bench.train("appo", kind, "training.learning_rate=1e-4", name="shared")
+    bench.train("appo", kind, "training.learning_rate=1e-4", *PLAIN, name="plain")
+    assert largest_difference(bench.weights("shared"), bench.weights("plain")) < CLOSE
+
+
+def test_a_tower_that_trains_encodes_each_video_once_per_group(bench: Bench, monkeypatch):
+    from appo.training import scoring
+
+    encoded, counted = scoring.vision_kwargs, []
+
+    def counting(prompts, *args):
+        found = encoded(prompts, *args)
+        assert "vision_is_encoded" not in found, "features of a tower that trains must not be kept"
+        counted.append(len(found["video_grid_thw"]))
+        return found
+
+    monkeypatch.setattr(scoring, "vision_kwargs", counting)
+    trained = ("model.freeze_vision=false", "training.max_steps=1")
+    for shared, videos in (("true", 4), ("false", 16)):  # four groups of four completions
+        bench.train("dapo", *trained, f"training.shared_prefix={shared}", name=shared)
+        assert max(counted) == videos
+        counted.clear()
 
 
 def test_resume_in_a_later_epoch_sees_the_same_prompts(bench: Bench):
