@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from appo.modeling.features import base_model
 from appo.modeling.packing import Bucket, Packed
 from appo.perception.probe import FrameProbe
 
@@ -37,13 +38,26 @@ def register() -> str:
     return NAME
 
 
-def check_supported(model: Any) -> None:
+def check_supported(config: Any) -> None:
     """Raise UnsupportedModel, by name, for an architecture whose attention was not checked against eager."""
-    family = model.config.model_type
-    if family not in SUPPORTED_FAMILIES:
+    if config.model_type not in SUPPORTED_FAMILIES:
         raise UnsupportedModel(
-            f"model_type={family!r}: frame attention and shared prefixes are checked for "
-            f"{', '.join(SUPPORTED_FAMILIES)}; use algorithm grpo or dapo with training.shared_prefix=false"
+            f"model_type={config.model_type!r}: frame attention and shared prefixes are checked for "
+            f"{', '.join(SUPPORTED_FAMILIES)}; choose a checkpoint of one of these as model.path"
+        )
+
+
+def check_implementation(model: Any) -> None:
+    """Raise UnsupportedModel, by name, where the text layers run another attention function than this module's.
+
+    transformers' own (flash_attention_2, sdpa, eager, ...) take no notice of `packed`: every token would see all tokens
+    before it, other prompts' and completions' too.
+    """
+    found = base_model(model).language_model.config._attn_implementation
+    if found != NAME:
+        raise UnsupportedModel(
+            f"attn_implementation={found!r}: knows no shared prefix and no frame probe; load the model with "
+            f"appo.modeling.loading.load_policy, whose {NAME!r} runs on SDPA's kernels, FlashAttention among them"
         )
 
 

@@ -30,8 +30,9 @@ def load_policy(path: str, settings: Model, *, implementation: str = attention.N
     Raises UnsupportedModel for an architecture that is not checked.
     """
     import torch
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
+    attention.check_supported(AutoConfig.from_pretrained(path))  # before gigabytes are read
     attention.register()
     model = AutoModelForImageTextToText.from_pretrained(
         path, dtype=getattr(torch, settings.dtype), attn_implementation=implementation
@@ -41,7 +42,7 @@ def load_policy(path: str, settings: Model, *, implementation: str = attention.N
 
 def prepare(model: Any, *, freeze_vision: bool = True) -> Any:
     """Install what the passes rely on; safe to call twice (the reference model goes through it too)."""
-    attention.check_supported(model)
+    attention.check_supported(model.config)
     positions.install(model)
     features.install(model)
     windows.install(model)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from appo.modeling.attention import check_implementation
 from appo.modeling.inputs import PromptInputs, vision_kwargs
 from appo.modeling.packing import PackedGroup, pack
 from appo.perception.probe import FrameProbe, PlainRows
@@ -56,8 +57,11 @@ def score(
 ) -> Scores:
     """Score completions under `model`, whose head was fused by TRL's `add_fused_lm_head`.
 
-    num_tokens: N to pad to. probe_layers: decoder layers whose frame attention is read; None reads nothing.
+    num_tokens: N to pad to. probe_layers: decoder layers whose frame attention is read; None reads nothing. Raises
+    UnsupportedModel when one of the two is asked of another attention function than appo's.
     """
+    if shared_prefix or probe_layers is not None:
+        check_implementation(model)
     num_frames = max((row.prompt.num_frames for row in rows), default=0)
     probe = None
     if probe_layers is not None and num_frames:

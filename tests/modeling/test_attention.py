@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from appo.modeling import packing
+from appo.config import Model
+from appo.modeling import attention, packing
+from appo.modeling.loading import load_policy
 from appo.perception.probe import FrameProbe, PlainRows
+from appo.training.scoring import score
 from tests.modeling import models
 
 # Float32 sums of a few hundred terms in another order.
@@ -111,58 +114,74 @@ def eager_frame_attention(family, prompts, completions, layers, window=None, dty
     return out
 
 
+def rounded(inputs, dtype=torch.bfloat16):
+    return {k: v.to(dtype) if "pixel" in k else v for k, v in inputs.items()}
+
+
+def valid_tokens(completions):
+    lengths = torch.tensor([len(c) for group in completions for c in group])
+    return torch.arange(int(lengths.max())) < lengths[:, None]
+
+
+@torch.no_grad()
+def probed(model, prompts, completions, layout, dtype=torch.float32):
+    """Attention of the last three of four layers to five frames, (6, N, 5)."""
+    # One MiB is smaller than these scores times the batch, so that the chunked path is the one under test.
+    probe = FrameProbe((1, 2, 3), num_frames=5, chunk_mib=1)
+    if layout == "padded":
+        made = models.padded_inputs(model, prompts, completions)
+        length = made["inputs"]["input_ids"].shape[1]
+        rows = torch.arange(made["width"] - 1, length - 1).expand(6, -1)
+        probe.plain = PlainRows(rows, made["inputs"]["attention_mask"].bool(), made["frames"])
+        model(**rounded(made["inputs"], dtype), frame_probe=probe)
+        return probe.attention()
+    packed, inputs = packed_batch(model, prompts, completions)
+    model(**rounded(inputs, dtype), frame_probe=probe)
+    found = torch.zeros(6, valid_tokens(completions).shape[1], 5)
+    for part, bucket in enumerate(packed.buckets):
+        read = probe.attention(part)
+        found[bucket.rows.flatten(), : read.shape[1]] = read
+    return found
+
+
 @pytest.mark.parametrize("window", [None, 12])
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_probe_equals_eager_attention(family, layout, window):
     if window and family == "qwen3_vl":
         pytest.skip("Qwen3-VL has no sliding-window layers")
-    layers = (1, 2, 3)
     prompts, completions = batch(family)
-    expected = eager_frame_attention(family, prompts, completions, layers, window)
-    model = models.build(family, sliding_window=window)
-    # One MiB is smaller than these scores times the batch, so that the chunked path is the one under test.
-    probe = FrameProbe(layers, num_frames=5, chunk_mib=1)
-    with torch.no_grad():
-        if layout == "padded":
-            made = models.padded_inputs(model, prompts, completions)
-            length = made["inputs"]["input_ids"].shape[1]
-            rows = torch.arange(made["width"] - 1, length - 1).expand(6, -1)
-            probe.plain = PlainRows(rows, made["inputs"]["attention_mask"].bool(), made["frames"])
-            model(**made["inputs"], frame_probe=probe)
-            found = probe.attention()
-        else:
-            packed, inputs = packed_batch(model, prompts, completions)
-            model(**inputs, frame_probe=probe)
-            found = torch.zeros_like(expected)
-            for part, bucket in enumerate(packed.buckets):
-                read = probe.attention(part)
-                found[bucket.rows.flatten(), : read.shape[1]] = read
-    for row, completion in enumerate(c for group in completions for c in group):
-        torch.testing.assert_close(
-            found[row, : len(completion)], expected[row, : len(completion)], atol=1e-5, rtol=1e-4
-        )
+    expected = eager_frame_attention(family, prompts, completions, (1, 2, 3), window)
+    found = probed(models.build(family, sliding_window=window), prompts, completions, layout)
+    valid = valid_tokens(completions)
+    torch.testing.assert_close(found[valid], expected[valid], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize("family", models.FAMILIES)
-def test_probe_in_bfloat16_stays_within_two_per_mille_of_eager(family):
+def test_probe_in_bfloat16_stays_within_two_per_mille_of_eager(family, layout):
     """Or within eager's own rounding: Qwen3-VL's eager attention is itself 0.2 % off its float32 values here."""
     prompts, completions = batch(family)
     exact = eager_frame_attention(family, prompts, completions, (1, 2, 3))
     expected = eager_frame_attention(family, prompts, completions, (1, 2, 3), dtype=torch.bfloat16)
-    model = models.build(family).to(torch.bfloat16)
-    made = models.padded_inputs(model, prompts, completions)
-    inputs = {k: v.bfloat16() if "pixel" in k else v for k, v in made["inputs"].items()}
-    rows = torch.arange(made["width"] - 1, inputs["input_ids"].shape[1] - 1).expand(6, -1)
-    probe = FrameProbe((1, 2, 3), 5, plain=PlainRows(rows, inputs["attention_mask"].bool(), made["frames"]))
-    with torch.no_grad():
-        model(**inputs, frame_probe=probe)
-    valid = torch.zeros(6, made["tail"], dtype=torch.bool)
-    for row, completion in enumerate(c for group in completions for c in group):
-        valid[row, : len(completion)] = True
-    error = (probe.attention() - expected)[valid].norm() / expected[valid].norm()
+    found = probed(models.build(family).bfloat16(), prompts, completions, layout, torch.bfloat16)
+    valid = valid_tokens(completions)
+    error = (found - expected)[valid].norm() / expected[valid].norm()
     rounding = (expected - exact)[valid].norm() / exact[valid].norm()
     assert error < max(2e-3, 1.5 * rounding), f"relative error {error:.1e}, eager's own {rounding:.1e}"
+
+
+def test_packed_in_bfloat16_is_no_further_from_float32_than_padded():
+    prompts, completions = batch("qwen2_5_vl")
+    valid = valid_tokens(completions)
+    exact = plain_logits(models.build("qwen2_5_vl"), prompts, completions)[0][valid]
+    model = models.build("qwen2_5_vl").bfloat16()
+    made = models.padded_inputs(model, prompts, completions)
+    padded = model(**rounded(made["inputs"])).logits[:, made["width"] - 1 : -1].float()[valid]
+    packed, inputs = packed_batch(model, prompts, completions)
+    logits = packed.unpack(model(**rounded(inputs)).logits[:, packed.scored], 6, made["tail"]).float()
+    error, allowed = ((x - exact).norm() / exact.norm() for x in (logits[valid], padded))
+    assert error < 1.5 * allowed, f"relative error {error:.1e}, padded {allowed:.1e}"
 
 
 def test_a_closed_probe_is_not_read_again_by_checkpointing():
@@ -184,10 +203,27 @@ def test_a_layer_that_was_not_read_is_named():
         FrameProbe((2,), num_frames=1).attention()
 
 
-def test_unsupported_architecture_is_refused_by_name():
-    from types import SimpleNamespace
+def test_unsupported_architecture_is_refused_by_name(tmp_path):
+    """Before its weights are read: there are none in the folder."""
+    from transformers import LlavaConfig
 
-    from appo.modeling.attention import UnsupportedModel, check_supported
+    LlavaConfig().save_pretrained(tmp_path)
+    with pytest.raises(attention.UnsupportedModel, match=r"model_type='llava'.*qwen2_5_vl"):
+        load_policy(str(tmp_path), Model())
 
-    with pytest.raises(UnsupportedModel, match="llava_onevision"):
-        check_supported(SimpleNamespace(config=SimpleNamespace(model_type="llava_onevision")))
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flash_attention_2"])
+@pytest.mark.parametrize("asked", ["shared prefix", "frame attention"])
+def test_other_attention_functions_are_refused_by_name(implementation, asked):
+    model = models.build("qwen2_5_vl")
+    model.model.language_model.config._attn_implementation = implementation
+    with pytest.raises(attention.UnsupportedModel, match=implementation):
+        score(
+            model,
+            [],
+            1,
+            shared_prefix=asked == "shared prefix",
+            pad_token_id=0,
+            device=torch.device("cpu"),
+            probe_layers=(1,) if asked == "frame attention" else None,
+        )
