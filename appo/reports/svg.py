@@ -90,7 +90,8 @@ def line_chart(
     x = Scale(x_ticks[0], x_ticks[-1], left, width - right)
     y = Scale(y_ticks[0], y_ticks[-1], height - bottom, top)
     body = _axes(x, y, x_ticks, y_ticks, "step", y_label, width, height, bottom)
-    for index, (label, curve) in enumerate(bands.items()):
+    # The solid line of the last one is drawn first: where curves are equal, the broken ones on it stay visible.
+    for index, (label, curve) in reversed(list(enumerate(bands.items()))):
         shade = colour(label, index)
         if curve.n > 1:
             known = [i for i, s in enumerate(curve.std) if not math.isnan(s)]

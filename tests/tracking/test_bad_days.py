@@ -57,6 +57,21 @@ def test_server_away_for_a_while_nothing_lost_nothing_doubled(
     assert MlflowClient(server.uri).get_run(run_id).info.status == "FINISHED"
 
 
+def test_what_is_said_about_an_unreachable_server_holds_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@127.0.0.1:9")
+    with caplog.at_level(logging.DEBUG):
+        tracker = begin(load_recipe("demo"), tmp_path)
+        tracker.log_metrics({"reward": 1.0}, step=1)
+        assert tracker.run_id is None  # waits until it is known that nobody answers
+        tracker.end(timeout_s=0.1)
+    said = "".join(r.getMessage() for r in caplog.records if r.name.startswith("appo"))
+    assert "cannot be reached" in said
+    assert "hunter2" not in said
+    assert all(b"hunter2" not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
 @pytest.mark.slow
 def test_server_never_reachable_the_numbers_are_in_a_file_and_one_command_uploads_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

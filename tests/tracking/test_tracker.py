@@ -162,6 +162,19 @@ def test_a_run_deleted_meanwhile_does_not_stop_anyone(recipe: Recipe, tmp_path: 
     assert client_of(tmp_path).get_run(run_id).info.lifecycle_stage == "deleted"
 
 
+def test_an_experiment_deleted_meanwhile_is_brought_back(recipe: Recipe, tmp_path: Path) -> None:
+    with train_one(recipe, tmp_path):
+        pass
+    client = client_of(tmp_path)
+    experiment = runs_of(tmp_path)["appo seed 0"].info.experiment_id
+    client.delete_experiment(experiment)
+    with train_one(recipe, tmp_path, seed=1) as tracker:
+        tracker.log_metrics({"reward": 0.5}, step=1)
+    assert tracker.complaints == []
+    assert client.get_experiment(experiment).lifecycle_stage == "active"
+    assert history(tmp_path, "appo seed 1", "reward") == [(1, 0.5)]
+
+
 def test_an_injected_run_is_attached_and_not_made_again(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
