@@ -1,6 +1,6 @@
 """Makes the bytecode below a folder hold whatever time stamps its sources get: `python docker/bytecode.py FOLDER`.
 
-A reproducible image carries the commit's time on every file. Ordinary bytecode names its source's time, so it would
+A reproducible image carries one time on every file. Ordinary bytecode names its source's time, so it would
 be stale, and with a read-only root every process would compile torch, transformers and vLLM again.
 """
 

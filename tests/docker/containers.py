@@ -18,6 +18,8 @@ from typing import Any
 VARIABLE = "APPO_CONTAINER_RUN"
 OUT = "/srv/appo/out"
 LOCKED = ("--read-only", "--tmpfs", "/tmp", "-e", "HOME=/tmp", "--cap-drop", "ALL")
+# Of a model this small, several threads mostly wait for one another.
+ONE_THREAD = ("-e", "OMP_NUM_THREADS=1")
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Images:
         """Run `words` in `image`; returns everything printed. Fails unless its end is as expected."""
         options = ["--security-opt", "no-new-privileges", "-v", f"{self.shared}:{OUT}"]
         done = subprocess.run(
-            [*self.engine, *LOCKED, *options, image, *words],
+            [*self.engine, *LOCKED, *ONE_THREAD, *options, image, *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
