@@ -50,6 +50,13 @@ def count(shape: Shape, *, shared: bool) -> Count:
     return Count(text + head + vision, passes * text + 3 * head + vision)
 
 
+def token_weights(shape: Shape, rows: int) -> float:
+    """Operations of the head on the rows that APPO's weights are made of, in bfloat16: one pass over the vocabulary for
+    their normalisers, one for the divergence. (In float32 the normalisers are known: half of it.)
+    """
+    return 2 * 2 * rows * shape.hidden * shape.vocabulary
+
+
 def body(shape: Shape) -> float:
     """Weights of the text layers that multiply each token."""
     key_value = shape.hidden * shape.key_value_heads // shape.heads

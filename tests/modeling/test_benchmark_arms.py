@@ -11,7 +11,7 @@ import torch
 
 from appo.training.scoring import log_normalizers
 from benchmarks.arms import Step
-from benchmarks.counting import body, count, tower
+from benchmarks.counting import body, count, lengths, token_weights, tower
 from benchmarks.shapes import SHAPES, build_model, build_prompts, completions
 
 # Float32 sums in another order, through four layers and the head.
@@ -113,6 +113,15 @@ def test_counts_agree_with_the_models_weights():
         ratio = count(shape, shared=False).both / count(shape, shared=True).both
         assert 1.5 < ratio < 2 * shape.generations
         assert tower(shape) > 0
+
+
+@pytest.mark.parametrize("name", ["3b", "7b"])
+def test_token_weights_count_little_beside_a_step(name):
+    """As docs/benchmarks.md says: under two hundredths where three frames choose 64 tokens each of every completion."""
+    shape = SHAPES[name]
+    step = count(shape, shared=True).both
+    assert token_weights(shape, 3 * 64 * shape.generations) / step < 0.02
+    assert 0.02 < token_weights(shape, sum(lengths(shape))) / step < 0.031  # every token, the worst there is
 
 
 LOADED = """

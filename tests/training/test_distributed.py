@@ -99,6 +99,15 @@ def test_two_processes_equal_one_with_accumulation(bench: Bench, one: tuple[str,
         assert abs(a["grad_norm"] - b["grad_norm"]) < 1e-3 * a["grad_norm"] + 1e-6
 
 
+@pytest.mark.slow
+def test_two_processes_refill_each_for_itself(bench: Bench):
+    """Processes that need other numbers of prompts draw in step, or the gathering of rewards would hang."""
+    launched(bench, "two", SLOW, "policy.dynamic_sampling=true", "policy.dynamic_sampling_max_rounds=6")
+    lines = bench.metrics("two")
+    assert any(line["dynamic_sampling/prompts_drawn"] > 0 for line in lines)
+    assert all(line["dynamic_sampling/groups_left"] == 0 for line in lines)
+
+
 @long
 def test_two_processes_with_an_engine_each_equal_one_with_accumulation(bench: Bench):
     """Colocated vLLM engines in both processes, weights handed over after each step."""

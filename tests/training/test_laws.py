@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
+from appo.policy import settings_for
 from appo.policy.advantages import group_advantages
+from appo.training.arguments import training_arguments
 from tests.training.conftest import Bench, largest_difference
 
 # Adam divides by the gradient's own size, so rounding of a gradient near zero can move a weight by part of a step:
@@ -223,6 +225,41 @@ def test_groups_without_differences_leave_the_weights_alone(bench: Bench, monkey
     assert all(line["loss"] == 0.0 for line in bench.metrics("run"))
 
 
+def test_truncated_completions_are_masked_and_counted(bench: Bench):
+    """An untrained model ends none of its completions: with the switch on nothing is left to learn from."""
+    bench.train("dapo", name="off")
+    bench.train("dapo", "policy.mask_truncated=true", name="on")
+    assert all(
+        line["completions/clipped_ratio"] == 1 for name in ("off", "on") for line in bench.metrics(name)
+    )
+    assert all(line["grad_norm"] > 0 for line in bench.metrics("off"))
+    assert all(line["grad_norm"] == 0 for line in bench.metrics("on"))
+
+
+def test_dynamic_sampling_stops_at_its_cap(bench: Bench, monkeypatch):
+    monkeypatch.setattr("appo.training.rewarding.reward_functions", lambda _: {"accuracy": lambda *_: 1.0})
+    bench.train("dapo", "policy.dynamic_sampling=true", "policy.dynamic_sampling_max_rounds=2")
+    for line in bench.metrics():
+        assert line["dynamic_sampling/rounds"] == 2
+        assert line["dynamic_sampling/prompts_drawn"] == 8
+        assert line["dynamic_sampling/groups_left"] == 4
+        assert line["grad_norm"] == 0
+
+
+def test_what_the_algorithm_asks_for_reaches_trl(bench: Bench):
+    for name, expected in {
+        "grpo": (0.01, 0.2, 0.2, "grpo"),
+        "dapo": (0.0, 0.2, 0.28, "dapo"),
+        "appo": (0.0, 0.2, 0.28, "dapo"),
+        "pa_grpo": (0.01, 0.2, 0.2, "grpo"),
+    }.items():
+        recipe = bench.recipe(f"policy.algorithm={name}", "policy.mask_truncated=true")
+        made = training_arguments(recipe, settings_for(recipe.policy), bench.folder, 0, num_prompts=32)
+        assert (made.beta, made.epsilon, made.epsilon_high, made.loss_type) == expected
+        assert made.mask_truncated_completions
+        assert made.scale_rewards == "group"
+
+
 def test_a_punished_length_alone_is_no_reward(bench: Bench, monkeypatch):
     """What nobody graded teaches nothing, however long it is; beside a graded one its length counts."""
     punish = ("policy.overlong_buffer=8", "training.max_steps=1")
@@ -245,6 +282,7 @@ def test_a_punished_length_alone_is_no_reward(bench: Bench, monkeypatch):
     [
         pytest.param(("policy.max_completion_length=1",), id="one-token completions"),
         pytest.param(("policy.mask_truncated=true",), id="all completions truncated and masked"),
+        pytest.param(("policy.loss=grpo", "policy.beta=0.01"), id="mean per completion, with KL"),
         pytest.param(("policy.overlong_buffer=4",), id="soft overlong punishment"),
         pytest.param(("policy.dynamic_sampling=true",), id="dynamic sampling"),
         pytest.param(("model.freeze_vision=false",), id="trained vision tower"),
