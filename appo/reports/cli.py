@@ -75,16 +75,21 @@ def champion_rollback(
 @tracking_app.command("upload")
 def tracking_upload(
     folder: Annotated[
-        Path, typer.Argument(help="folder that holds the journals; looked through to any depth")
+        str,
+        typer.Argument(
+            help="folder that holds the journals, looked through to any depth; or an s3:// prefix"
+        ),
     ],
     uri: Annotated[
         str | None, typer.Option(help="another address than the run's, or the same one with its password")
     ] = None,
 ) -> None:
     """Send MLflow what could not be sent while it was away. Sending again does no harm."""
+    from appo.storage import is_s3
     from appo.tracking.sender import upload
+    from appo.tracking.stored import upload_stored
 
-    outcomes = upload(folder, uri=uri)
+    outcomes = upload_stored(folder, uri=uri) if is_s3(folder) else upload(Path(folder), uri=uri)
     for name, outcome in outcomes.items():
         typer.echo(f"{name}: {outcome}")
     if not outcomes:

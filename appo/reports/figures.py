@@ -22,7 +22,7 @@ _OWN_CURVES = (
     ("appo/crucial_frames", "Crucial frames of a group", "frames", False),
     ("appo/perception_share", "Share of perception tokens", "percent of tokens", True),
     ("appo/overlap", "Overlap of right and wrong completions' frames", "percent", True),
-    ("appo/degenerate_share", "Groups without crucial frames", "percent", True),
+    ("appo/degenerate_share", "Groups in which every weight is 1", "percent", True),
 )
 _CURVES = (
     ("rewards/accuracy/mean", "Accuracy of the rollouts", "percent right", True),

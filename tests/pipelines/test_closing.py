@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
 
 from appo.closing import close_runs
+from appo.folders import local_folder
+from appo.objectstore import put_file
+from tests.data_room.stores import FaultyProxy
 
 KILLED = """
 import os, sys
@@ -56,3 +61,38 @@ def test_runs_of_killed_pods_are_closed_with_a_reason(
     outcomes = close_runs(str(tmp_path))
     assert len(outcomes) == 1
     assert states() == {"this-run": "FAILED", "other-run": "RUNNING"}
+
+
+@pytest.mark.slow
+def test_journals_that_lie_in_s3_are_sent_and_remember_it(
+    s3: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed pod had mirrored, from a machine that never saw the pod, by the command and a second time."""
+    from mlflow.tracking import MlflowClient
+    from typer.testing import CliRunner
+
+    from appo.cli import app
+
+    pod, storage = tmp_path / "pod", f"s3://data/{uuid.uuid4()}"
+    subprocess.run(
+        [sys.executable, "-c", KILLED, str(pod), "appo-seed0"], check=False, capture_output=True, timeout=120
+    )
+    for path in sorted(pod.glob("abc/**/tracking/*")):
+        put_file(f"{storage}/{path.relative_to(pod).as_posix()}", path)
+    monkeypatch.setenv("APPO_SCRATCH", str(tmp_path / "scratch"))
+    said = []
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["tracking", "upload", storage])
+        assert done.exit_code == 0, done.output
+        said.append(done.output)
+        shutil.rmtree(local_folder(storage))
+    # At least the end that the pod could not write; how much the pod itself had sent is a matter of luck.
+    assert ": 0 events sent" not in said[0]
+    assert ": 0 events sent" in said[1]
+    client = MlflowClient(f"sqlite:///{pod / 'mlflow.db'}")
+    runs = client.search_runs(
+        [client.get_experiment_by_name("demo").experiment_id], "tags.`appo.role` = 'training'"
+    )
+    assert [run.info.status for run in runs] == ["FAILED"]
+    assert "killed" in runs[0].data.tags["appo.reason"]
+    assert [m.value for m in client.get_metric_history(runs[0].info.run_id, "reward")] == [0.5]
