@@ -38,6 +38,7 @@ class Images:
     def run(self, image: str, *words: str, fails: bool = False) -> str:
         """Run `words` in `image`; returns everything printed. Fails unless its end is as expected."""
         options = ["--security-opt", "no-new-privileges", "-v", f"{self.shared}:{OUT}"]
+        options += ["-e", f"APPO_IMAGE={image}"]  # pods get it from their annotation
         done = subprocess.run(
             [*self.engine, *LOCKED, *ONE_THREAD, *options, image, *words],
             stdout=subprocess.PIPE,

@@ -63,10 +63,10 @@ def test_nothing_is_compiled_anew_on_a_read_only_root(images: Images, kind: str,
 
 
 def test_steps_run_by_their_compiled_command_lines(images: Images) -> None:
-    storage = f"{OUT}/storage"
-    validated = images.step(
-        "validate", {"recipe": "demo", "overrides": [*SMALL, f"tracking.uri={OUT}/mlflow"]}
-    )
+    from mlflow.tracking import MlflowClient
+
+    storage, tracking = f"{OUT}/storage", f"tracking.uri=sqlite:///{OUT}/mlflow.db"
+    validated = images.step("validate", {"recipe": "demo", "overrides": [*SMALL, tracking]})
     recipes = validated["parameterValues"]
     assembled = images.step("assemble", {"recipe": recipes["assembly"], "storage": storage})
     manifest = artifact(assembled, "manifest")
@@ -85,6 +85,14 @@ def test_steps_run_by_their_compiled_command_lines(images: Images) -> None:
     (summary,) = images.shared.glob("storage/*/train/appo-seed0/summary.json")
     assert json.loads(summary.read_text())["steps"] == 2
     assert artifact(trained, "policy")["metadata"]["location"]
+
+    client = MlflowClient(f"sqlite:///{images.shared / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+    (training,) = [run for run in runs if run.data.tags.get("appo.role") == "training"]
+    assert training.info.status == "FINISHED"
+    assert training.data.tags["appo.image"] == CPU
+    revision = images.run(CPU, "printenv", "APPO_GIT_REVISION").strip()
+    assert training.data.tags["mlflow.source.git.commit"] == revision
 
 
 def test_a_bad_recipe_is_refused_in_the_first_step(images: Images) -> None:
