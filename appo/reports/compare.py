@@ -54,7 +54,9 @@ def compare(
     """
     out.mkdir(parents=True, exist_ok=True)
     analysis = analyse(runs, evaluations, recipe)
-    manifest_path = manifest_path or find_manifest([*map(Path, runs), out], analysis.manifest_digest)
+    # run_dir last: an experiment's runs are fetched from MLflow, its data lies where it was assembled.
+    places = [*map(Path, runs), out, *([run_dir] if run_dir else [])]
+    manifest_path = manifest_path or find_manifest(places, analysis.manifest_digest)
     pictures = figures.Pictures(manifest_path, recipe)
     main = summary_tables.main_table(analysis)
     html_path, markdown_path, numbers_path = out / "report.html", out / "report.md", out / "numbers.json"

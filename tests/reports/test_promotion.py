@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from appo.cli import app
 from appo.config import load_recipe
 from appo.reports.promotion import gate, promote
 from appo.reports.results import ReportError
@@ -74,6 +76,18 @@ def test_three_retrainings(tmp_path: Path) -> None:
     assert "worse in use" in after.reason
     assert gate(recipe, run_dir, "digest-three").train
     registry.roll_back()  # and back again
+
+    def said(*words: str) -> str:
+        done = CliRunner().invoke(app, ["champion", *words, "-r", "demo", "-f", str(run_dir)])
+        assert done.exit_code == 0, done.output
+        return " ".join(done.output.split())
+
+    assert "champion version 2 score" in said("show")
+    assert "champion: version 1" in said("rollback", "--reason", "worse in use")
+    shown = said("show")
+    assert "champion version 1 score" in shown
+    assert "left for version 1: worse in use" in shown
+    assert "champion: version 2" in said("rollback")
     assert "what champion version 2" in gate(recipe, run_dir, "digest-two").reason
 
     written = json.loads((tmp_path / "out3" / "decision.json").read_text())
