@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 MARKER = "COMPLETE"
@@ -78,21 +79,34 @@ class WholeCheckpoints(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM (spot reclaim, node drain): finish the step, save, stop. `stopped` asks the caller for a retry."""
+    """SIGTERM (spot reclaim, node drain): finish the step, save, stop. `stopped` asks the caller for a retry.
+
+    It is the same on all processes, which hear a signal at different times or not at all: one that stopped a step before
+    the others would leave them waiting for it.
+    """
 
     def __init__(self) -> None:
-        self.stopped = False
+        self.stopped, self._heard = False, False
         # Outside of the main thread it raises ValueError: whoever owns that thread handles signals.
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, self._stop)
 
     def _stop(self, *_: Any) -> None:
-        self.stopped = True
+        self._heard = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.stopped = _on_any_process(self._heard, args.device)
         if self.stopped:
             control.should_save = True
             control.should_training_stop = True
+
+
+def _on_any_process(flag: bool, device: torch.device) -> bool:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return flag
+    found = torch.tensor(float(flag), device=device)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return bool(found)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -104,6 +118,23 @@ def newest_checkpoint(folder: Path) -> Path | None:
         else:
             shutil.rmtree(path)
     return max(whole)[1] if whole else None
+
+
+def let_torch_load_to_numbered_cpus() -> None:
+    """Several CPU processes could not resume without it: accelerate calls their device "cpu:0", and torch restores
+    tensors to "cpu" alone.
+    """
+    torch.serialization.register_package(
+        5, _no_tag, _on_cpu
+    )  # torch's own are at 10 and above, and asked afterwards
+
+
+def _no_tag(_storage: Any) -> None:
+    """Saving is torch's own affair."""
+
+
+def _on_cpu(storage: Any, location: str) -> Any:
+    return storage if location.startswith("cpu:") else None
 
 
 def _kept_lines(path: Path, step: int) -> list[dict[str, Any]]:

@@ -81,12 +81,13 @@ def train(
     looked_at = _samples_to_look_at(manifest)
     before = session.look(looked_at, out / "groups.jsonl", step=0)
 
-    from appo.training.records import newest_checkpoint
+    from appo.training.records import let_torch_load_to_numbered_cpus, newest_checkpoint
 
     checkpoint = newest_checkpoint(out / "checkpoints")
     resumed_from = 0 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
     if checkpoint is not None:
         session.say(f"continuing from step {resumed_from}")
+        let_torch_load_to_numbered_cpus()
         trainer._step = resumed_from * trainer.args.gradient_accumulation_steps
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.engine is not None:

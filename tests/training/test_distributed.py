@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from appo.training.records import newest_checkpoint
 from tests.training.conftest import Bench, largest_difference, long
 
 # Two processes (of one thread each) sum in another order than one, and Adam divides by the gradient's own size, so that
@@ -46,8 +47,31 @@ VideoGRPOTrainer.training_step = training_step
 """
 
 
-def launched(bench: Bench, name: str, *overrides: str, config: Path | None = None) -> None:
-    """Train APPO on two processes; the reward of the other tests is installed in each of them."""
+# One process of the two is told to go, as if the other had not heard of it yet.
+ONE_IS_TOLD = """
+import os, signal
+from appo.training.records import StepRecorder
+ended = StepRecorder.on_step_end
+def on_step_end(self, args, state, control, **kwargs):
+    ended(self, args, state, control, **kwargs)
+    if os.environ["RANK"] == "1" and state.global_step == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+StepRecorder.on_step_end = on_step_end
+"""
+
+
+def launched(
+    bench: Bench,
+    name: str,
+    *overrides: str,
+    config: Path | None = None,
+    before: str = "",
+    fails: bool = False,
+) -> None:
+    """Train APPO on two processes; the reward of the other tests is installed in each of them.
+
+    before: Python that they run first.
+    """
     from appo.training.launch import launch_command, write_job
 
     recipe = bench.recipe(*overrides)
@@ -62,7 +86,7 @@ def launched(bench: Bench, name: str, *overrides: str, config: Path | None = Non
         progress=False,
     )
     script = bench.folder / "train_process.py"
-    script.write_text((FSDP_ON_CPU if config else "") + REWARD, encoding="utf-8")
+    script.write_text(before + REWARD, encoding="utf-8")
     command = launch_command(recipe, job, processes=2)
     command[command.index("-m", 3) :] = [str(script), str(job)]
     if config is not None:
@@ -74,7 +98,9 @@ def launched(bench: Bench, name: str, *overrides: str, config: Path | None = Non
     done = subprocess.run(
         command, cwd=root, env=env, capture_output=True, text=True, timeout=240, check=False
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-60000:]
+    assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-60000:]
+    if fails:
+        return
     assert json.loads((bench.folder / name / "summary.json").read_text())["processes"] == 2
 
 
@@ -108,6 +134,15 @@ def test_two_processes_refill_each_for_itself(bench: Bench):
     assert all(line["dynamic_sampling/groups_left"] == 0 for line in lines)
 
 
+@pytest.mark.slow
+def test_processes_stop_together_when_one_of_them_is_told_to(bench: Bench):
+    launched(bench, "two", "training.max_steps=4", before=ONE_IS_TOLD, fails=True)
+    assert (bench.folder / "two" / "INTERRUPTED").exists()
+    assert newest_checkpoint(bench.folder / "two" / "checkpoints").name == "checkpoint-1"
+    launched(bench, "two", "training.max_steps=4")
+    assert [line["step"] for line in bench.metrics("two")] == [1, 2, 3, 4]
+
+
 @long
 def test_two_processes_with_an_engine_each_equal_one_with_accumulation(bench: Bench):
     """Colocated vLLM engines in both processes, weights handed over after each step."""
@@ -127,7 +162,7 @@ def test_fsdp_on_two_processes_equals_one(bench: Bench):
     config = bench.folder / "fsdp_on_cpu.yaml"
     config.write_text(yaml.safe_dump({**shipped, "use_cpu": True, "mixed_precision": "no"}))
     bench.train("appo", SLOW, name="one")
-    launched(bench, "two", SLOW, config=config)
+    launched(bench, "two", SLOW, config=config, before=FSDP_ON_CPU)
     assert largest_difference(bench.weights("one"), bench.weights("two")) < CLOSE
 
 
