@@ -1,4 +1,7 @@
-"""Where a step's seconds go: rollout, scoring, attention, weights, rewards, update."""
+"""Where a step's seconds go: weight_sync (vLLM), rollout, rewards, scoring, attention, weights, update.
+
+In the order of a step; attention is a pass of its own only where no other pass can be read (`perceiving`).
+"""
 
 from __future__ import annotations
 

@@ -7,48 +7,16 @@ Every process draws as many prompts as the neediest one, because TRL gathers rew
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from appo.policy.advantages import informative_groups, stream_rewards
+from appo.training.rollouts import Rollouts
 from appo.training.sampling import stream_seed
 
-if TYPE_CHECKING:
-    from appo.modeling.inputs import PromptInputs
-
 DRAW = -2  # tells the stream of prompt draws from those of completions
-
-
-@dataclass
-class Rollouts:
-    """What TRL's batch dictionary has no place for, by row of the generation batch of this process."""
-
-    prompts: list[PromptInputs]
-    groups: list[int]
-    seeds: list[int]
-    lengths: list[int] = field(default_factory=list)
-    tokens: list[Tensor] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    rewards: dict[str, Tensor] = field(default_factory=dict)  # name -> (B,), NaN where there is none
-    advantages: Tensor | None = None  # (B,), as drawn; those of refilled groups are in TRL's batch dictionary
-    # row -> attention (N, T), hidden (N, H), log-probabilities (N,)
-    read: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
-
-    def select(self, rows: Sequence[int]) -> Rollouts:
-        return Rollouts(
-            prompts=[self.prompts[r] for r in rows],
-            groups=[self.groups[r] for r in rows],
-            seeds=[self.seeds[r] for r in rows],
-            lengths=[self.lengths[r] for r in rows],
-            tokens=[self.tokens[r] for r in rows],
-            texts=[self.texts[r] for r in rows],
-            rewards={name: values[list(rows)] for name, values in self.rewards.items()},
-            read={new: self.read[old] for new, old in enumerate(rows) if old in self.read},
-        )
 
 
 def refill(trainer: Any, output: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +18,34 @@ from torch import Tensor
 from appo.modeling.features import base_model
 from appo.modeling.inputs import PromptInputs, vision_kwargs
 from appo.training.sampling import DrawPerRow
+
+
+@dataclass
+class Rollouts:
+    """What TRL's batch dictionary has no place for, by row of the generation batch of this process."""
+
+    prompts: list[PromptInputs]
+    groups: list[int]
+    seeds: list[int]
+    lengths: list[int] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    rewards: dict[str, Tensor] = field(default_factory=dict)  # name -> (B,), NaN where there is none
+    advantages: Tensor | None = None  # (B,), as drawn; those of refilled groups are in TRL's batch dictionary
+    # row -> attention (N, T), hidden (N, H), log-probabilities (N,)
+    read: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    def select(self, rows: Sequence[int]) -> Rollouts:
+        return Rollouts(
+            prompts=[self.prompts[r] for r in rows],
+            groups=[self.groups[r] for r in rows],
+            seeds=[self.seeds[r] for r in rows],
+            lengths=[self.lengths[r] for r in rows],
+            tokens=[self.tokens[r] for r in rows],
+            texts=[self.texts[r] for r in rows],
+            rewards={name: values[list(rows)] for name, values in self.rewards.items()},
+            read={new: self.read[old] for new, old in enumerate(rows) if old in self.read},
+        )
 
 
 @torch.no_grad()

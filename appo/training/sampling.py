@@ -3,6 +3,7 @@
 torch's global generator would give other completions when the same step is cut into other micro-batches or spread
 over other devices. Here every completion has its own stream, and a token is drawn by the Gumbel-max trick: argmax of
 log-probabilities plus Gumbel noise is an exact sample of the distribution (Gumbel 1954; Maddison et al. 2014).
+`KeepLogps` looks at what is drawn from.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ from appo.policy.spans import tag_masks, token_bytes
 from appo.training.agreement import check_generation
 from appo.training.perceiving import Perceiver
 from appo.training.phases import Phases
-from appo.training.refill import Rollouts, refill
-from appo.training.rollouts import generate_groups, placeholder_tokens
+from appo.training.refill import refill
+from appo.training.rollouts import Rollouts, generate_groups, placeholder_tokens
 from appo.training.sampler import EpochRepeatSampler
 from appo.training.sampling import stream_seed
 from appo.training.scoring import Row, Scores, score
