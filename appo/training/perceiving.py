@@ -24,11 +24,15 @@ HISTOGRAM_BINS = 10
 
 
 class Perceiver:
-    """Computes perception weights and scales advantages with them. layers: decoder layers that are read."""
+    """Computes perception weights and scales advantages with them.
+
+    layers: decoder layers that are read. where: in which pass, "update" or "scoring"; extra_pass: whether that scoring
+    pass runs for this alone.
+    """
 
     def __init__(self, recipe: Recipe, layers: tuple[int, ...]):
         self.recipe, self.layers = recipe, layers
-        self.where = "update"
+        self.where, self.extra_pass = "update", False
 
     def attach(self, trainer: Any) -> None:
         """Decide where to read, once the trainer knows its batch layout."""
@@ -40,6 +44,13 @@ class Perceiver:
         whole = args.per_device_train_batch_size % trainer.num_generations == 0
         self.where = "update" if whole and not scored_anyway else "scoring"
         self.extra_pass = self.where == "scoring" and not scored_anyway
+
+    @property
+    def place(self) -> str:
+        """Where attention is read, and why it costs a pass if it does; for the start-up line."""
+        if self.where == "update":
+            return "in the update's own forward pass"
+        return "in a scoring pass of its own (groups are split)" if self.extra_pass else "in the scoring pass"
 
     def reads(self, trainer: Any, *, in_loss: bool) -> bool:
         """Whether this forward pass should carry the probe.

@@ -220,8 +220,7 @@ class _Session:
         parts.append(describe(self.recipe))
         parts.append(f"rollouts with {training.rollout}")
         if self.trainer.perceiver is not None:
-            where = {"update": "in the update's own forward pass", "scoring": "in the scoring pass"}
-            parts.append(f"frame attention read {where[self.trainer.perceiver.where]}")
+            parts.append(f"frame attention read {self.trainer.perceiver.place}")
         return parts
 
     def say(self, text: str) -> None:

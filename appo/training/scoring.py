@@ -35,7 +35,7 @@ class Scores:
     head without entropy: None there.
 
     attention: (B, N, T) float32 and hidden: (B, N, H), of the row that predicts each token, without gradient; None
-    unless a probe was asked for.
+    unless a probe was asked for. T is the most frames of any prompt, 0 where none has a video.
     """
 
     logps: Tensor
@@ -64,7 +64,7 @@ def score(
         check_implementation(model)
     num_frames = max((row.prompt.num_frames for row in rows), default=0)
     probe = None
-    if probe_layers is not None and num_frames:
+    if probe_layers is not None:
         probe = FrameProbe(probe_layers, num_frames, probe_chunk_mib)
     run = _packed if shared_prefix else _padded
     found = run(model, rows, num_tokens, pad_token_id, device, probe)

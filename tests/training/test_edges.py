@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
+from appo.data.manifest import read_manifest
 from appo.policy import settings_for
 from appo.training.arguments import training_arguments
-from tests.training.conftest import Bench, pseudo_accuracy
+from tests.training.conftest import Bench, largest_difference, pseudo_accuracy
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +100,25 @@ def test_edges_train_without_nan(bench: Bench, edge: tuple[str, ...]):
     bench.train("appo", *edge)
     assert all(torch.isfinite(tensor).all() for tensor in bench.weights().values())
     assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in bench.metrics())
+
+
+def test_prompts_with_an_image_alone_have_weights_of_one(bench: Bench, monkeypatch):
+    """A micro-batch may hold no video at all."""
+
+    def without_videos(path):
+        manifest = read_manifest(path)
+        samples = tuple(
+            replace(s, video=None, video_sha256=None, key_times=(), image="one.png") for s in manifest.samples
+        )
+        return replace(manifest, samples=samples)
+
+    monkeypatch.setattr("appo.training.run.read_manifest", without_videos)
+    picture = Image.linear_gradient("L").convert("RGB").resize((28, 28))
+    monkeypatch.setattr("appo.data.frames.ShardFrames.image", lambda *_: picture)
+    for algorithm in ("appo", "dapo"):
+        bench.train(algorithm, name=algorithm)
+    assert all(line["appo/weight_max"] == 1 for line in bench.metrics("appo"))
+    assert largest_difference(bench.weights("appo"), bench.weights("dapo")) == 0
 
 
 def test_dynamic_sampling_draws_again_for_groups_without_differences(bench: Bench, monkeypatch):
