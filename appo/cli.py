@@ -71,6 +71,8 @@ def ui(
     typer.echo(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
     command = ["-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{store.resolve()}"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # Seven processes for judges of chat models; nothing here asks for them.
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.execv(sys.executable, [sys.executable, *command])
 
 

@@ -125,7 +125,7 @@ def test_two_processes_equal_one_with_accumulation(bench: Bench, one: tuple[str,
         assert abs(a["grad_norm"] - b["grad_norm"]) < 1e-3 * a["grad_norm"] + 1e-6
 
 
-@pytest.mark.slow
+@long
 def test_two_processes_refill_each_for_itself(bench: Bench):
     """Processes that need other numbers of prompts draw in step, or the gathering of rewards would hang."""
     launched(bench, "two", SLOW, "policy.dynamic_sampling=true", "policy.dynamic_sampling_max_rounds=6")
@@ -134,7 +134,7 @@ def test_two_processes_refill_each_for_itself(bench: Bench):
     assert all(line["dynamic_sampling/groups_left"] == 0 for line in lines)
 
 
-@pytest.mark.slow
+@long
 def test_processes_stop_together_when_one_of_them_is_told_to(bench: Bench):
     launched(bench, "two", "training.max_steps=4", before=ONE_IS_TOLD, fails=True)
     assert (bench.folder / "two" / "INTERRUPTED").exists()
