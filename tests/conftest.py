@@ -24,15 +24,22 @@ def collected_once():
     gc.freeze()
 
 
-# The longest files start first, so that no worker is left alone with one of them at the end.
-LONGEST = (
-    "test_whole_pipeline",
-    "test_retrain",
-    "test_mlflow_server",
-    "test_distributed",
-    "test_vllm_rollouts",
+# Files that run processes of their own or compile graphs come first: compiling asks every loaded module for its sources,
+# six times as slow once torch and transformers are loaded. Then the long ones, so that no worker is left alone with
+# one of them at the end.
+ORDER = (
+    *("test_whole_pipeline", "test_retrain", "test_cluster", "test_compile", "test_local", "test_parameters"),
+    *("test_mlflow_server", "test_tracker", "test_bad_days", "test_closing"),
+    *(
+        "test_distributed",
+        "test_interrupted",
+        "test_laws",
+        "test_vllm_rollouts",
+        "test_local_trainjob",
+        "test_explain",
+    ),
 )
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    items.sort(key=lambda item: ORDER.index(item.path.stem) if item.path.stem in ORDER else len(ORDER))
