@@ -336,7 +336,9 @@ class Tracker:
         """A process that ends without a word to us still leaves a reason."""
         error = getattr(sys, "last_value", None)
         reason = "the process ended before the run did" if error is None else ending.reason(error)
-        self.end("FAILED", ending.told_to_go() or reason, timeout_s=20.0)
+        # MLflow cannot be imported any more while Python shuts down: without it there is nothing to wait for.
+        sends = self._sender is not None and self._sender.sink.connected
+        self.end("FAILED", ending.told_to_go() or reason, timeout_s=20.0 if sends else 0.0)
 
 
 def _is_main_process() -> bool:

@@ -65,6 +65,11 @@ class MlflowSink:
         return {"uri": scrub(self.uri), "experiment": self.experiment}
 
     @property
+    def connected(self) -> bool:
+        """Whether MLflow's client was made, and its store answered."""
+        return self._client is not None
+
+    @property
     def client(self) -> Any:
         if self._client is None:
             # One short attempt: waiting and trying again is the sender's work, and it does not block anyone.

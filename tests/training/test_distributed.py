@@ -108,7 +108,7 @@ def launched(
 @pytest.mark.parametrize(
     ("one", "two"),
     [
-        pytest.param(("training.gradient_accumulation_steps=2",), (), id="whole groups"),
+        pytest.param(("training.gradient_accumulation_steps=2",), (), id="whole groups", marks=long),
         pytest.param(
             ("training.prompts_per_step=1", "training.gradient_accumulation_steps=2"),
             ("training.prompts_per_step=1",),
