@@ -18,7 +18,7 @@ from kubeflow.trainer import CustomTrainer, LocalProcessBackendConfig, TrainerCl
 from appo.config import load_recipe
 from tests.training.conftest import OVERRIDES, long
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, long]
 
 
 def pod(parameters: dict[str, str]) -> None:
@@ -49,7 +49,6 @@ def finished(client: TrainerClient, step: dict[str, str]) -> tuple[str, str]:
     return job.status, "\n".join(client.get_job_logs(name))
 
 
-@long
 def test_two_processes_train_as_a_job_of_the_sdk(client, small_set, tmp_path: Path) -> None:
     manifest, model = small_set
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
