@@ -23,7 +23,7 @@ BARE = """
 import sys
 import decord
 from appo.config import Video
-from appo.data.video import choose_frames
+from appo.data.sampling import choose_frames
 import numpy as np
 print("ready", flush=True)
 sys.stdin.readline()

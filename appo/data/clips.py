@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from appo.config import Video
+from appo.data.sampling import fit_size, sampled_fps
 from appo.data.schema import VideoSample
-from appo.data.video import Part, VideoError, VideoFrames, choose_part, fit_size, resize, sampled_fps
+from appo.data.video import Part, VideoError, VideoFrames, choose_part, resize
 from appo.storage import sha256_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png")

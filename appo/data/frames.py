@@ -24,9 +24,10 @@ from appo.config import Recipe, Video
 from appo.data.clips import WHOLE, Clip, clip_of, decode_folder
 from appo.data.manifest import Manifest, ManifestError
 from appo.data.media import MediaRoot, Medium
+from appo.data.sampling import fit_size
 from appo.data.schema import VideoSample
 from appo.data.shards import ROW_GROUP_BYTES, EncodedFrames, decode, row_from, shard_index
-from appo.data.video import VideoError, VideoFrames, decode_bytes, decode_video, fit_size, resize
+from appo.data.video import VideoError, VideoFrames, decode_bytes, decode_video, resize
 from appo.storage import StorageError, is_s3, open_binary, sha256_of
 
 if TYPE_CHECKING:

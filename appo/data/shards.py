@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from appo.config import Data, Video
-from appo.data.video import VideoFrames, sampled_fps
+from appo.data.sampling import sampled_fps
+from appo.data.video import VideoFrames
 
 if TYPE_CHECKING:
     import pyarrow as pa

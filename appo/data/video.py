@@ -1,16 +1,15 @@
 """A video file -> the frames a model sees, with their true times.
 
-One definition of sampling for training, evaluation and shards. Frames are spread evenly in time (or at a
-given rate), taken from the presentation times of the file, so that variable frame rates do not shift them;
-scaled to a pixel budget with the aspect ratio kept and both sides multiples of 28, the size of a merged
-visual token of Qwen2.5-VL. A video that cannot be decoded raises `VideoError`: no other video ever takes its
-place.
+One definition for training, evaluation and shards; `sampling` holds its arithmetic. Frames are spread evenly in
+time (or at a given rate), taken from the presentation times of the file, so that variable frame rates do not
+shift them; scaled to a pixel budget with the aspect ratio kept and both sides multiples of 28, the size of a
+merged visual token of Qwen2.5-VL. A video that cannot be decoded raises `VideoError`: no other video ever takes
+its place.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +19,13 @@ import numpy as np
 
 from appo.config import Video
 from appo.data.mp4 import frame_size
+from appo.data.sampling import TEMPORAL_PATCH, choose_frames, fit_size, sampled_fps
 
-FACTOR = 28  # 14 pixels a patch, 2 x 2 patches merged into one visual token
-TEMPORAL_PATCH = 2  # raw frames merged into one temporal patch
 MATROSKA_MAGIC = b"\x1a\x45\xdf\xa3"
 # Lists of other files that FFmpeg would open, wherever they lie.
 PLAYLISTS = (b"#EXTM3U", b"ffconcat")
 NO_TEXT = frozenset(range(32)) - frozenset(b"\t\n\r\x0c\x1b")
 FAULT_TOLERANCE = 1e-9
-MAX_ASPECT_RATIO = 200  # as in Qwen's own image processor
 Part = tuple[float, float]  # (start, end) in seconds from the first frame
 
 
@@ -64,71 +61,6 @@ class VideoFrames:
     def second_per_grid(self) -> float:
         """Seconds between two temporal patches, as `second_per_grid_ts` of Qwen2.5-VL wants it."""
         return TEMPORAL_PATCH / self.fps
-
-
-def fit_size(
-    height: int, width: int, *, max_pixels: int, min_pixels: int = FACTOR * FACTOR
-) -> tuple[int, int]:
-    """The (height, width) to scale to: multiples of 28, area in [min_pixels, max_pixels], ratio kept within
-    rounding.
-
-    Source: `smart_resize` of Qwen2-VL's image processor. A side never goes below 28, which for very long
-    images may exceed the budget. Raises ValueError for a ratio above 200.
-    """
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(f"is {width}x{height} pixels: aspect ratios above {MAX_ASPECT_RATIO} are refused")
-    fitted_height = max(FACTOR, round(height / FACTOR) * FACTOR)
-    fitted_width = max(FACTOR, round(width / FACTOR) * FACTOR)
-    if fitted_height * fitted_width > max_pixels:
-        scale = math.sqrt(height * width / max_pixels)
-        fitted_height = max(FACTOR, math.floor(height / scale / FACTOR) * FACTOR)
-        fitted_width = max(FACTOR, math.floor(width / scale / FACTOR) * FACTOR)
-    elif fitted_height * fitted_width < min_pixels:
-        scale = math.sqrt(min_pixels / (height * width))
-        fitted_height = math.ceil(height * scale / FACTOR) * FACTOR
-        fitted_width = math.ceil(width * scale / FACTOR) * FACTOR
-    return fitted_height, fitted_width
-
-
-def choose_frames(starts_s: np.ndarray, duration_s: float, video: Video) -> tuple[int, ...]:
-    """Indices of the frames to take; an even number of them, ascending.
-
-    starts_s: (N,) presentation times from 0, ascending. With `num_frames` they are spread from the first
-    frame to the last; with `fps` one every 1/fps seconds, or spread evenly where `max_frames` caps them. A
-    file with fewer frames gives all it has; an odd count loses its last one, and a single frame is shown
-    twice.
-    """
-    total = len(starts_s)
-    capped = video.max_frames
-    if video.num_frames is not None:
-        wanted, times = min(video.num_frames, capped), None
-    else:
-        assert video.fps is not None
-        wanted = max(TEMPORAL_PATCH, math.floor(duration_s * video.fps + 1e-6))
-        times = np.arange(wanted) / video.fps if wanted <= min(capped, total) else None
-        wanted = min(wanted, capped)
-    if total == 1:
-        return (0,) * TEMPORAL_PATCH
-    count = max(TEMPORAL_PATCH, min(wanted, total) // TEMPORAL_PATCH * TEMPORAL_PATCH)
-    if times is None:
-        times = np.linspace(starts_s[0], starts_s[-1], count)
-    return _nearest(starts_s, times[:count])
-
-
-def _nearest(starts_s: np.ndarray, times: np.ndarray) -> tuple[int, ...]:
-    """The frame nearest to each time, no frame twice; len(times) <= len(starts_s)."""
-    total, count = len(starts_s), len(times)
-    right = np.clip(np.searchsorted(starts_s, times), 1, total - 1)
-    # 1e-9: a tie in exact arithmetic takes the earlier frame, whatever the rounding of the container's time
-    # base
-    nearest = np.where(times - starts_s[right - 1] <= starts_s[right] - times + 1e-9, right - 1, right)
-    chosen, previous = [], -1
-    for position, index in enumerate(nearest.tolist()):
-        # Uneven times may name a frame twice: take the next one, but leave enough for those that follow.
-        index = min(max(index, previous + 1), total - (count - position))
-        chosen.append(index)
-        previous = index
-    return tuple(chosen)
 
 
 def choose_part(
@@ -186,14 +118,6 @@ def _decode(name: str | Path, file: str | io.BytesIO, video: Video, part: Part |
     if len(unique) != len(indices):
         frames = np.concatenate([frames, frames[-1:].repeat(len(indices) - len(unique), axis=0)])
     return VideoFrames(frames, timestamps, indices, sampled_fps(timestamps, duration), duration, total)
-
-
-def sampled_fps(timestamps_s: np.ndarray, duration_s: float) -> float:
-    """Sampled frames per second: from their mean distance, or from the duration where all show one moment."""
-    spread = float(timestamps_s[-1] - timestamps_s[0])
-    if spread > 0:
-        return (len(timestamps_s) - 1) / spread
-    return len(timestamps_s) / duration_s if duration_s > 0 else float(len(timestamps_s))
 
 
 def _timeline(name: str | Path, spans: np.ndarray) -> tuple[np.ndarray, float]:

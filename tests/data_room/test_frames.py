@@ -14,8 +14,9 @@ from PIL import Image
 from appo.data.assemble import assemble
 from appo.data.frames import FrameSource, open_frames
 from appo.data.manifest import Manifest, read_manifest
+from appo.data.sampling import fit_size
 from appo.data.shards import decode, encode, settings_key
-from appo.data.video import VideoError, VideoFrames, fit_size
+from appo.data.video import VideoError, VideoFrames
 from tests.data_room.clips import write_clip
 from tests.data_room.recipes import question, recipe_of, write_jsonl
 

@@ -14,15 +14,8 @@ from PIL import Image
 
 from appo.config import Video
 from appo.data.mp4 import frame_size
-from appo.data.video import (
-    VideoError,
-    choose_frames,
-    decode_bytes,
-    decode_video,
-    fit_size,
-    resize,
-    sampled_fps,
-)
+from appo.data.sampling import choose_frames, fit_size, sampled_fps
+from appo.data.video import VideoError, decode_bytes, decode_video, resize
 from tests.data_room.clips import read_back, rotate, write_clip, write_nothing, write_sound
 
 SAME_SIZE = {"max_pixels": 56 * 84, "min_pixels": 784}
