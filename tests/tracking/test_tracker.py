@@ -259,6 +259,15 @@ def start(folder: Path, algorithm: str, seed: int, what: str) -> subprocess.Pope
     )
 
 
+def test_a_process_that_dies_before_mlflow_is_loaded_does_not_wait(tmp_path: Path) -> None:
+    """MLflow cannot be imported while Python shuts down; the events stay in the journal, which the end reaches."""
+    died = start(tmp_path, "appo", 0, "die")
+    said = died.communicate(timeout=15)[1]  # 20 s, if it waited for what cannot come
+    assert "the GPU fell off" in said
+    (outcome,) = upload(tmp_path)
+    assert runs_of(tmp_path)["appo seed 0"].info.status == "FAILED", outcome
+
+
 @pytest.mark.slow
 def test_several_processes_at_once_on_a_store_that_is_not_there_yet(tmp_path: Path) -> None:
     """Two seeds of one algorithm and another one start together, one dies, one is told to stop, one is
