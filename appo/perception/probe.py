@@ -40,27 +40,60 @@ def attention_to_frames(
 
     queries: (R, heads, N, D). keys: (R, kv_heads, L, D), heads a multiple of kv_heads. visible: bool, broadcastable
     to (R, N, L). frame_of_key: (R, L) long, -1 for none. Returns (R, N, T) float32: the mean over heads of the mean
-    attention to each frame's tokens. A frame without tokens in a row gets 0. The extra memory stays near
-    `chunk_bytes`, at least one query row.
+    attention to each frame's tokens. A frame without tokens in a row gets 0. Computed in float32 whatever the inputs'
+    type, autocast or not. The extra memory stays near `chunk_bytes`, at least one query row.
     """
-    num_rows, heads, length, dim = queries.shape
-    kv_heads, num_keys = keys.shape[1], keys.shape[2]
-    # (R, L, T): column t averages over the tokens of frame t.
-    members = torch.nn.functional.one_hot(frame_of_key.clamp(min=-1) + 1, num_frames + 1)[..., 1:].float()
-    members = members / members.sum(dim=1, keepdim=True).clamp(min=1)
-    grouped = queries.reshape(num_rows, kv_heads, heads // kv_heads, length, dim)
-    columns = keys.unsqueeze(2).transpose(-1, -2)
-    visible = visible.expand(num_rows, length, num_keys)
-    step = max(1, chunk_bytes // max(1, 4 * num_rows * heads * num_keys))
-    pieces = []
+    num_rows, _, length, _ = queries.shape
+    visible = visible.expand(num_rows, length, keys.shape[2])
+    found = torch.empty(num_rows, length, num_frames, device=queries.device)
+    # Autocast would round the scores, and give frame sums in its own type.
+    with torch.autocast(queries.device.type, enabled=False):
+        for row in range(num_rows):
+            members = _frame_means(frame_of_key[row], num_frames)
+            _row_to_frames(
+                queries[row], keys[row], visible[row], members, found[row], scaling, chunk_bytes
+            )
+    return found
+
+
+def _frame_means(frame_of_key: Tensor, num_frames: int) -> Tensor:
+    """(L,) frame numbers -> (L, T) float32: column t averages over the tokens of frame t."""
+    columns = torch.zeros(len(frame_of_key), num_frames + 1, device=frame_of_key.device)
+    columns.scatter_(1, (frame_of_key.clamp(min=-1) + 1).unsqueeze(1), 1.0)
+    return columns[:, 1:] / columns[:, 1:].sum(dim=0).clamp(min=1)
+
+
+def _row_to_frames(
+    queries: Tensor,
+    keys: Tensor,
+    visible: Tensor,
+    members: Tensor,
+    out: Tensor,
+    scaling: float,
+    chunk_bytes: int,
+) -> None:
+    """One batch row: queries (heads, N, D), keys (kv_heads, L, D), visible (N, L), members (L, T), out (N, T)."""
+    heads, length, dim = queries.shape
+    kv_heads, num_keys, _ = keys.shape
+    shared = heads // kv_heads
+    keys = keys.float()
+    # Scores of every head, their mean over heads, the inverted mask, and the scaled queries.
+    row_bytes = num_keys * (4 * heads + 4 + 1) + 4 * heads * dim
+    held = 0 if keys.dtype == queries.dtype else keys.nbytes
+    step = max(1, (chunk_bytes - held) // row_bytes)
     for start in range(0, length, step):
-        chunk = slice(start, start + step)
-        scores = (grouped[:, :, :, chunk] @ columns).float() * scaling
-        scores.masked_fill_(~visible[:, None, None, chunk], float("-inf"))
+        chunk = slice(start, min(start + step, length))
+        # Query heads that share keys are rows of one product: repeated keys would take `shared` times their memory.
+        folded = queries[:, chunk].float().mul(scaling).reshape(kv_heads, -1, dim)
+        scores = folded @ keys.transpose(-1, -2)
+        by_head = scores.view(kv_heads, shared, -1, num_keys)
+        by_head.masked_fill_(~visible[chunk], float("-inf"))
+        # Softmax in place.
+        scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
+        scores.div_(scores.sum(dim=-1, keepdim=True))
         # Averaging over heads before the frame sums costs heads times less; both are linear.
-        weights = scores.softmax(dim=-1).mean(dim=(1, 2))
-        pieces.append(weights @ members)
-    return torch.cat(pieces, dim=1)
+        torch.matmul(by_head.mean(dim=(0, 1)), members, out=out[chunk])
+        del scores, by_head  # or they would live until the next chunk's are made
 
 
 @dataclass(slots=True)
