@@ -7,7 +7,6 @@ Qwen3-VL's extra features for its early decoder layers (deepstack) travel behind
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ def base_model(model: Any) -> Any:
 @torch.no_grad()
 def encode(model: Any, pixels: Tensor, grid_thw: Tensor) -> list[Tensor]:
     """Features of each video or image, (tokens, hidden * (1 + deepstack layers)) each."""
-    tower = encoding_tower(model)
+    tower = base_model(model).visual
     weight = next(tower.parameters())
     # A tower makes no difference between videos and images; their grids do.
     found = tower(pixels.to(weight.device, weight.dtype), grid_thw=grid_thw.to(weight.device))
@@ -45,20 +44,35 @@ def encode(model: Any, pixels: Tensor, grid_thw: Tensor) -> list[Tensor]:
     return list(torch.cat([found.pooler_output, *extra], dim=-1).split(sizes))
 
 
-def keep_tower(model: Any) -> None:
-    """Keep a whole copy of the frozen tower for `encode`, before a model is sharded.
+def detach_tower(model: Any, dtype: torch.dtype) -> Any:
+    """Take a frozen tower out of the model's module tree, cast to `dtype`; `base.visual` still names it. Returns it.
 
-    Processes encode different videos at different times; a sharded tower would make each of them wait for all.
+    What walks over modules then leaves it alone: it is neither sharded, wrapped nor moved with the model, takes no
+    adapters and stands in no resumable checkpoint. Every process keeps it whole, since processes encode different
+    videos at different times and a sharded tower would make each of them wait for all. See `attach_tower`.
     """
     base = base_model(model)
-    # In a tuple, or the copy would become a part of the model that is sharded and saved with it.
-    base._kept_tower = (copy.deepcopy(base.visual).eval(),)
+    tower = base._modules.pop("visual").to(dtype).eval()
+    base.__dict__["visual"] = tower
+    # accelerate looks for a module of every class that is named here.
+    kept = {type(module).__name__ for module in model.modules()}
+    for holder in model.modules():
+        if getattr(holder, "_no_split_modules", None):
+            holder._no_split_modules = [name for name in holder._no_split_modules if name in kept]
+    return tower
 
 
-def encoding_tower(model: Any) -> Any:
-    """The vision tower that `encode` runs: the model's own, or the copy that `keep_tower` made."""
+def attach_tower(model: Any, tower: Any) -> None:
+    """Let `model`, whose tower was detached, use `tower`: the reference model uses the policy's."""
+    base_model(model).__dict__["visual"] = tower
+
+
+def tower_names(model: Any) -> dict[str, Tensor]:
+    """Parameters and buffers of a detached tower under their names in the whole model; nothing where it is attached."""
     base = base_model(model)
-    return getattr(base, "_kept_tower", (base.visual,))[0]
+    if "visual" in base._modules:
+        return {}
+    return {f"model.visual.{name}": tensor for name, tensor in base.visual.state_dict().items()}
 
 
 def _accepting(original: Any, base: Any, kind: str) -> Any:

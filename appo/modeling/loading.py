@@ -24,9 +24,13 @@ def load_processor(path: str) -> Any:
     return processor
 
 
-def load_policy(path: str, settings: Model, *, implementation: str = attention.NAME) -> nn.Module:
-    """Load, refuse what is not supported, and prepare. implementation: "eager" only for comparison.
+def load_policy(
+    path: str, settings: Model, *, masters: bool = False, implementation: str = attention.NAME
+) -> nn.Module:
+    """Load, refuse what is not supported, and prepare.
 
+    masters: parameters in float32 rather than in `model.dtype`, for full fine-tuning under autocast or FSDP2: at the
+    learning rates of this field a bfloat16 weight is too coarse to move. implementation: "eager" only for comparison.
     Raises UnsupportedModel for an architecture that is not checked.
     """
     import torch
@@ -34,9 +38,8 @@ def load_policy(path: str, settings: Model, *, implementation: str = attention.N
 
     attention.check_supported(AutoConfig.from_pretrained(path))  # before gigabytes are read
     attention.register()
-    model = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=getattr(torch, settings.dtype), attn_implementation=implementation
-    )
+    dtype = torch.float32 if masters else getattr(torch, settings.dtype)
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=implementation)
     return prepare(model, freeze_vision=settings.freeze_vision)
 
 

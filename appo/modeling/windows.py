@@ -23,7 +23,7 @@ def install(model: Any) -> Any:
     """
     base = base_model(model)
     if base.config.model_type == "qwen2_5_vl":
-        # Bound methods, which a copy of the tower binds to itself (see `features.keep_tower`).
+        # Bound methods: the tower is one object, whoever names it.
         base.visual.patch_embed.forward = MethodType(_linear_embedding, base.visual.patch_embed)
         for block in base.visual.blocks:
             block.attn.forward = MethodType(_batched_attention, block.attn)

@@ -50,9 +50,7 @@ def attention_to_frames(
     with torch.autocast(queries.device.type, enabled=False):
         for row in range(num_rows):
             members = _frame_means(frame_of_key[row], num_frames)
-            _row_to_frames(
-                queries[row], keys[row], visible[row], members, found[row], scaling, chunk_bytes
-            )
+            _row_to_frames(queries[row], keys[row], visible[row], members, found[row], scaling, chunk_bytes)
     return found
 
 

@@ -68,7 +68,7 @@ def roll_out(checkpoint: str, sample_id: str, *, recipe: Recipe, manifest_path: 
     processor = load_processor(checkpoint)
     model = load_policy(checkpoint, recipe.model)
     store = PromptStore(samples, open_frames(manifest, recipe), processor, recipe)
-    (seen,) = look(model, processor, store, [sample_id], recipe, task_rewards(recipe), seed=seed)
+    (seen,) = look(model, processor, store, {0: sample_id}, recipe, task_rewards(recipe), seed=seed)
     return asdict(seen)
 
 

@@ -48,7 +48,7 @@ def training_arguments(
         max_completion_length=policy.max_completion_length,
         temperature=policy.temperature,
         top_p=policy.top_p,
-        beta=settings.beta,
+        beta=0.0,  # the trainer makes the reference model itself
         epsilon=settings.epsilon_low,
         epsilon_high=settings.epsilon_high,
         loss_type=settings.loss,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ import torch
 from appo.config import Recipe
 from appo.data.schema import VideoSample
 from appo.modeling.inputs import PromptInputs
-from appo.training.perceiving import group_weights, layers_to_read, whole_head
+from appo.storage import write_atomic
+from appo.training.layouts import whole_head
+from appo.training.perceiving import group_weights, layers_to_read
 from appo.training.rollouts import generate_groups, placeholder_tokens
 from appo.training.sampling import stream_seed
 from appo.training.scoring import Row, score
@@ -57,25 +59,29 @@ def look(
     model: Any,
     processor: Any,
     store: PromptStore,
-    sample_ids: Sequence[str],
+    sample_ids: Mapping[int, str],
     recipe: Recipe,
     rewards: Mapping[str, Callable[[str, VideoSample], float | None]],
     *,
     seed: int = 0,
     prompts_at_once: int = 16,
 ) -> list[SeenGroup]:
-    """Roll out one group for each sample and read it. Draws nothing from torch's random state."""
+    """Roll out one group for each sample and read it. Draws nothing from torch's random state.
+
+    sample_ids: by place among all groups that are looked at, which decides a group's draws whichever process makes it.
+    """
     ensure_fused_head(model, recipe.policy.temperature)
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     seen: list[SeenGroup] = []
-    for start in range(0, len(sample_ids), prompts_at_once):
-        prompts = [store.get(i, model) for i in sample_ids[start : start + prompts_at_once]]
-        rows = range(
-            start * recipe.policy.num_generations, (start + len(prompts)) * recipe.policy.num_generations
-        )
-        seeds = [stream_seed(seed, LOOKING, row) for row in rows]
+    places, size = list(sample_ids), recipe.policy.num_generations
+    for start in range(0, len(places), prompts_at_once):
+        part = places[start : start + prompts_at_once]
+        prompts = [store.get(sample_ids[place], model) for place in part]
+        seeds = [
+            stream_seed(seed, LOOKING, place * size + member) for place in part for member in range(size)
+        ]
         seen += _look_at(model, processor, prompts, recipe, rewards, seeds, device)
     model.train(was_training)
     return seen
@@ -87,11 +93,28 @@ def hit_rate(seen: Sequence[SeenGroup]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def write_groups(path: Path, seen: Iterable[SeenGroup], **labels: Any) -> None:
-    """Append groups to a JSONL file, one a line, with `labels` (algorithm, seed, step) on each."""
-    with path.open("a", encoding="utf-8") as file:
-        for group in seen:
-            file.write(json.dumps({**labels, **asdict(group)}, ensure_ascii=False) + "\n")
+def write_groups(path: Path, seen: Iterable[SeenGroup], *, step: int, **labels: Any) -> None:
+    """Add the groups of one step to a JSONL file, one a line, with `labels` (algorithm, seed) on each.
+
+    Those of the same or a later step, which an earlier attempt left, are replaced.
+    """
+    kept = [line for line in _lines(path) if line["step"] < step]
+    lines = [*kept, *({**labels, "step": step, **asdict(group)} for group in seen)]
+    write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_groups(path: Path, *, step: int) -> list[SeenGroup]:
+    """The groups that `write_groups` left of one step."""
+    names = [field.name for field in fields(SeenGroup)]
+    return [
+        SeenGroup(**{name: line[name] for name in names}) for line in _lines(path) if line["step"] == step
+    ]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    )
 
 
 def ensure_fused_head(model: Any, temperature: float) -> None:
@@ -135,7 +158,8 @@ def _look_at(
         probe_layers=layers_to_read(recipe, model),
         probe_chunk_mib=recipe.perception.probe_chunk_mib,
     )
-    head = whole_head(model)
+    assert scores.hidden is not None, "a probe was asked for"
+    head = whole_head(model, scores.hidden.dtype)
     seen = []
     for index, prompt in enumerate(prompts):
         own = slice(index * size, (index + 1) * size)

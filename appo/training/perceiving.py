@@ -18,6 +18,7 @@ from torch import Tensor
 
 from appo.config import Recipe
 from appo.perception import PerceptionWeights, Selection, WeightSettings, select, weights_from_rows
+from appo.training.layouts import whole_head
 from appo.training.scoring import Scores, log_normalizers
 
 HISTOGRAM_BINS = 10
@@ -100,7 +101,7 @@ class Perceiver:
                 len({trainer.rollouts.groups[r] for r in rows[i : i + size]}) > 1
                 for i in range(0, len(rows), size)
             )
-            head = whole_head(trainer._policy())
+            head = whole_head(trainer._policy(), trainer.dtype)
             if split:
                 first = trainer.accelerator.process_index * len(rows)
                 found = self._split_weights(trainer.accelerator, local, size, *head)
@@ -279,16 +280,6 @@ def layers_to_read(recipe: Recipe, model: Any) -> tuple[int, ...]:
         asked = list(recipe.perception.layers)
         raise ValueError(f"perception.layers={asked}: the model has {depth} layers, not {wrong[0]}")
     return chosen
-
-
-def whole_head(model: Any) -> tuple[Tensor, Tensor | None]:
-    """The output embedding, whole: FSDP2 keeps it sharded outside of a forward pass."""
-    head = model.get_output_embeddings()
-    weight, bias = head.weight, getattr(head, "bias", None)
-    if hasattr(weight, "full_tensor"):
-        weight = weight.full_tensor()
-        bias = None if bias is None else bias.full_tensor()
-    return weight.detach(), None if bias is None else bias.detach()
 
 
 def _gathered(accelerator: Any, local: dict[str, Tensor]) -> dict[str, Tensor]:

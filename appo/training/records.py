@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-MARKER = "COMPLETE"
+from appo.training.checkpoints import MARKER
 
 
 class StepRecorder(TrainerCallback):
@@ -107,34 +106,6 @@ def _on_any_process(flag: bool, device: torch.device) -> bool:
     found = torch.tensor(float(flag), device=device)
     torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
     return bool(found)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint with the most steps; half-written ones are removed."""
-    whole: list[tuple[int, Path]] = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / MARKER).exists():
-            whole.append((int(path.name.rsplit("-", 1)[1]), path))
-        else:
-            shutil.rmtree(path)
-    return max(whole)[1] if whole else None
-
-
-def let_torch_load_to_numbered_cpus() -> None:
-    """Several CPU processes could not resume without it: accelerate calls their device "cpu:0", and torch restores
-    tensors to "cpu" alone.
-    """
-    torch.serialization.register_package(
-        5, _no_tag, _on_cpu
-    )  # torch's own are at 10 and above, and asked afterwards
-
-
-def _no_tag(_storage: Any) -> None:
-    """Saving is torch's own affair."""
-
-
-def _on_cpu(storage: Any, location: str) -> Any:
-    return storage if location.startswith("cpu:") else None
 
 
 def _kept_lines(path: Path, step: int) -> list[dict[str, Any]]:

@@ -47,8 +47,8 @@ class TrainSummary:
     step_s: float | None
     reward_start: float | None
     reward_end: float | None
-    rollout_accuracy_start: float
-    rollout_accuracy_end: float
+    rollout_accuracy_start: float | None
+    rollout_accuracy_end: float | None
     crucial_hit_rate_start: float | None
     crucial_hit_rate_end: float | None
     groups_looked_at: int
@@ -66,10 +66,11 @@ def train(
     out: Path,
     tracker: Any = None,
     progress: bool = True,
-) -> TrainSummary:
+) -> TrainSummary | None:
     """Train `model_path` on the manifest's train split; see the module for what lies in `out` afterwards.
 
-    Raises ValueError for settings that do not fit together, Interrupted after a SIGTERM (a checkpoint was saved).
+    Returns the summary, on the first of several processes alone. Raises ValueError for settings that do not fit
+    together, CheckpointMismatch, and Interrupted after a SIGTERM (a checkpoint was saved).
     """
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -78,16 +79,16 @@ def train(
     manifest = read_manifest(manifest_path)
     session = _Session.open(recipe, settings, manifest, model_path, seed, out, tracker, progress)
     trainer, recorder = session.trainer, session.recorder
-    looked_at = _samples_to_look_at(manifest)
-    before = session.look(looked_at, out / "groups.jsonl", step=0)
 
-    from appo.training.records import let_torch_load_to_numbered_cpus, newest_checkpoint
+    from appo.training.checkpoints import check_layout, newest_checkpoint
 
     checkpoint = newest_checkpoint(out / "checkpoints")
     resumed_from = 0 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
-    if checkpoint is not None:
+    if checkpoint is None:
+        trainer.add_callback(_opening_look(session))
+    else:
+        check_layout(trainer, checkpoint)
         session.say(f"continuing from step {resumed_from}")
-        let_torch_load_to_numbered_cpus()
         trainer._step = resumed_from * trainer.args.gradient_accumulation_steps
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.engine is not None:
@@ -99,8 +100,11 @@ def train(
 
     trainer.save_model(str(out / "checkpoint"))
     session.processor.save_pretrained(str(out / "checkpoint"))
-    after = session.look(looked_at, out / "groups.jsonl", step=trainer.state.global_step)
+    session.look(step=trainer.state.global_step)
+    if not trainer.is_world_process_zero():
+        return None
     timed = recorder.history[STEPS_TO_WARM_UP:]
+    before, after = session.seen_at(0), session.seen_at(trainer.state.global_step)
     summary = TrainSummary(
         algorithm=algorithm,
         seed=seed,
@@ -118,12 +122,11 @@ def train(
         rollout_accuracy_end=_accuracy(after),
         crucial_hit_rate_start=_hit_rate(before),
         crucial_hit_rate_end=_hit_rate(after),
-        groups_looked_at=len(looked_at),
+        groups_looked_at=len(session.looked_at),
         active_parts=tuple(session.parts),
         mlflow_run_id=getattr(tracker, "run_id", None),
     )
-    if trainer.is_world_process_zero():
-        write_atomic(out / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
+    write_atomic(out / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
     return summary
 
 
@@ -142,6 +145,8 @@ class _Session:
     rewards: dict[str, RewardFunction]
     parts: list[str]
     progress: bool
+    looked_at: list[str]
+    groups: Path
 
     @classmethod
     def open(
@@ -161,6 +166,7 @@ class _Session:
             from appo.modeling.feature_cache import open_cache
             from appo.modeling.loading import load_policy, load_processor
             from appo.training.arguments import quiet, training_arguments, training_rows
+            from appo.training.layouts import detach_tower, keeps_masters
             from appo.training.perceiving import Perceiver, layers_to_read
             from appo.training.records import StepRecorder, StopOnSignal, WholeCheckpoints
             from appo.training.rewarding import task_rewards, trl_rewards
@@ -169,12 +175,15 @@ class _Session:
 
         quiet()
         processor = load_processor(model_path)
-        model = load_policy(model_path, recipe.model)
         samples = manifest.split("train")
+        # First, since it starts the process group: under FSDP the first process alone then reads the weights.
+        arguments = training_arguments(recipe, settings, out / "checkpoints", seed, num_prompts=len(samples))
+        model = load_policy(model_path, recipe.model, masters=keeps_masters(recipe))
+        if recipe.model.freeze_vision:
+            detach_tower(model, recipe, arguments.device)
         cache = open_cache(recipe, model)
         store = PromptStore(manifest.samples, open_frames(manifest, recipe), processor, recipe, cache=cache)
         rewards = task_rewards(recipe)
-        arguments = training_arguments(recipe, settings, out / "checkpoints", seed, num_prompts=len(samples))
         functions, arguments.reward_weights = trl_rewards(recipe, settings, rewards, store)
         bar = f"{algorithm_label(settings)} seed {seed}" if progress else None
         recorder = StepRecorder(
@@ -203,7 +212,19 @@ class _Session:
         )
         trainer.remove_callback(PrinterCallback)
         session = cls(
-            recipe, seed, settings.algorithm, trainer, processor, store, recorder, stop, rewards, [], progress
+            recipe,
+            seed,
+            settings.algorithm,
+            trainer,
+            processor,
+            store,
+            recorder,
+            stop,
+            rewards,
+            [],
+            progress,
+            _samples_to_look_at(manifest),
+            out / "groups.jsonl",
         )
         session.parts = session.describe()
         session.say("; ".join(session.parts))
@@ -227,17 +248,46 @@ class _Session:
         if self.progress and self.trainer.is_world_process_zero():
             print(f"{self.algorithm} seed {self.seed}: {text}", flush=True)
 
-    def look(self, sample_ids: list[str], path: Path, *, step: int) -> list[Any]:
-        from appo.training.diagnosis import look, write_groups
+    def look(self, *, step: int) -> None:
+        """Roll out and read the held-out groups; each process takes its share, the first writes them all down."""
+        from accelerate.utils import gather_object
 
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        model._has_fused_head = True  # TRL's trainer has given it one
-        seen = look(model, self.processor, self.store, sample_ids, self.recipe, self.rewards, seed=self.seed)
-        if self.trainer.is_world_process_zero():
-            if step == 0:
-                path.unlink(missing_ok=True)
-            write_groups(path, seen, step=step, algorithm=self.algorithm, seed=self.seed)
-        return seen
+        from appo.training.diagnosis import look, write_groups
+        from appo.training.layouts import whole_policy
+
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        mine = range(accelerator.process_index, len(self.looked_at), accelerator.num_processes)
+        with whole_policy(trainer) as model, accelerator.autocast():
+            model._has_fused_head = True  # TRL's trainer has given it one
+            seen = look(
+                model,
+                self.processor,
+                self.store,
+                {place: self.looked_at[place] for place in mine},
+                self.recipe,
+                self.rewards,
+                seed=self.seed,
+            )
+        everyone = dict(gather_object(list(zip(mine, seen, strict=True))))
+        if trainer.is_world_process_zero():
+            groups = [everyone[place] for place in range(len(self.looked_at))]
+            write_groups(self.groups, groups, step=step, algorithm=self.algorithm, seed=self.seed)
+
+    def seen_at(self, step: int) -> list[Any]:
+        from appo.training.diagnosis import read_groups
+
+        return read_groups(self.groups, step=step)
+
+
+def _opening_look(session: _Session) -> Any:
+    """Looks before the first step, when the policy lies where it will train: a sharded one starts on the CPU."""
+    from transformers import TrainerCallback
+
+    class OpeningLook(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            session.look(step=0)
+
+    return OpeningLook()
 
 
 def algorithm_label(settings: PolicySettings) -> str:
@@ -270,8 +320,8 @@ def _samples_to_look_at(manifest: Manifest) -> list[str]:
     return [sample.id for sample in held_out[:GROUPS_LOOKED_AT]]
 
 
-def _accuracy(seen: list[Any]) -> float:
-    return statistics.fmean(statistics.fmean(r or 0.0 for r in group.rewards["accuracy"]) for group in seen)
+def _accuracy(seen: list[Any]) -> float | None:
+    return _mean(statistics.fmean(r or 0.0 for r in group.rewards["accuracy"]) for group in seen)
 
 
 def _hit_rate(seen: list[Any]) -> float | None:

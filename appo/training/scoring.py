@@ -35,7 +35,8 @@ class Scores:
     head without entropy: None there.
 
     attention: (B, N, T) float32 and hidden: (B, N, H), of the row that predicts each token, without gradient; None
-    unless a probe was asked for. T is the most frames of any prompt, 0 where none has a video.
+    unless a probe was asked for. T is the most frames of any prompt, 0 where none has a video. hidden is in the type
+    that the head computed in: under autocast the residual stream stays float32 and the head rounds it first.
     """
 
     logps: Tensor
@@ -85,8 +86,9 @@ def log_normalizers(
     """log sum exp of logits / temperature, from the log-probability of the one token that is known anyway.
 
     hidden: (..., H) of the rows that predict `tokens` (...), whose log-probabilities are `logps` (...). One product a
-    row instead of a pass over the vocabulary. None below float32: there the forward pass rounds its logits, and
-    the sum would be of others than the token weights are made from.
+    row instead of a pass over the vocabulary. None where the head computed below float32, which the type of `hidden`
+    says (see `Scores`): there the forward pass rounds its logits, and the sum would be of others than the token weights
+    are made from.
     """
     if hidden.dtype not in (torch.float32, torch.float64) or head_weight.dtype != hidden.dtype:
         return None
@@ -136,7 +138,7 @@ def _packed(
     for part, bucket in enumerate(packed.buckets):
         read = probe.attention(part)
         attention[bucket.rows.flatten(), : read.shape[1]] = read
-    return Scores(logps, entropy, attention, packed.unpack(probe.hidden, len(rows), num_tokens))
+    return Scores(logps, entropy, attention, packed.unpack(_as_computed(probe.hidden), len(rows), num_tokens))
 
 
 def _padded(
@@ -179,7 +181,14 @@ def _padded(
     )
     if probe is None:
         return Scores(output.log_probs, output.entropy)
-    return Scores(output.log_probs, output.entropy, probe.attention(), probe.hidden)
+    return Scores(output.log_probs, output.entropy, probe.attention(), _as_computed(probe.hidden))
+
+
+def _as_computed(hidden: Tensor | None) -> Tensor:
+    """Hidden states in the type of the product with the head that is about to be or was made of them."""
+    assert hidden is not None, "a probed pass leaves its hidden states"
+    kind = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
 
 
 def _without_seconds(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -8,18 +8,20 @@ Only wiring. TRL's 600-line method and its losses run as they are; overridden ar
 - `_generate_and_score_completions`: refill, streams of advantages, perception weights;
 - `_prepare_inputs`: whole groups to a micro-batch; `_get_train_sampler`: resumable;
 - `_get_per_token_logps_and_entropies`: packed scoring and the frame probe;
-- `_compute_loss`: says which rows the loss is about.
+- `_compute_loss`: says which rows the loss is about;
+- `save_model`, `_save_optimizer_and_scheduler`, `_load_...`: resumable checkpoints are `checkpoints`' own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from trl import GRPOTrainer
-from trl.trainer.utils import split_tensor_dict
+from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
 from appo.config import Recipe
 from appo.modeling import features, loading
@@ -27,6 +29,7 @@ from appo.modeling.inputs import PromptInputs
 from appo.policy import PolicySettings
 from appo.policy.advantages import group_advantages, stream_rewards, token_advantages
 from appo.policy.spans import tag_masks, token_bytes
+from appo.training import checkpoints, layouts
 from appo.training.agreement import check_generation
 from appo.training.perceiving import Perceiver
 from appo.training.phases import Phases
@@ -62,17 +65,34 @@ class VideoGRPOTrainer(GRPOTrainer):
         self._loss_inputs: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
         self._refuse_split_groups()
-        if self.is_fsdp_enabled and recipe.model.freeze_vision:
-            features.keep_tower(self._policy())
+        layouts.set_precision(self.accelerator, self.dtype)
         # TRL rules out image tokens only; a sampled video token would stand for features that do not exist.
         self.generation_config.suppress_tokens = placeholder_tokens(self._policy())
         self.engine = None if engine is None else engine(self)
         # Only now: TRL's own engine, which takes images alone, was not to be made; its correction is to run.
         self.use_vllm = engine is not None
-        if self.ref_model is not None:
-            loading.prepare(self.accelerator.unwrap_model(self.ref_model))
+        # TRL's own reference would have the masters' type and a vision tower of its own.
+        self.beta = settings.beta
+        if self.beta and not hasattr(self._policy(), "peft_config"):
+            self.ref_model = self._reference()
         if perceiver is not None:
             perceiver.attach(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the passes compute in and what is published."""
+        found: torch.dtype = getattr(torch, self.recipe.model.dtype)
+        return found
+
+    def _reference(self) -> Any:
+        """The weights that training starts from, in `model.dtype`: sharded as the policy is, on the policy's tower."""
+        policy, settings = self._policy(), self.recipe.model
+        model = loading.load_policy(policy.config._name_or_path, settings).requires_grad_(False).eval()
+        if settings.freeze_vision:
+            features.detach_tower(model, self.dtype)
+            features.attach_tower(model, features.base_model(policy).visual)
+        add_fused_lm_head(model, temperature=self.temperature)
+        return layouts.prepare_frozen(model, self.accelerator)
 
     def _refuse_split_groups(self) -> None:
         """Refilling and separate streams look at whole groups; APPO alone also works on split ones."""
@@ -171,8 +191,6 @@ class VideoGRPOTrainer(GRPOTrainer):
         return completions, logps
 
     def _roll_out(self, num_generations: int) -> tuple[list[list[int]], list[list[float]] | None]:
-        from trl.models import unwrap_model_for_generation
-
         prompts, sizes = _runs(self.rollouts.prompts, self.rollouts.groups)
         if len(set(sizes)) != 1:
             raise ValueError(
@@ -181,17 +199,7 @@ class VideoGRPOTrainer(GRPOTrainer):
             )
         if self.engine is not None:
             return self.engine.roll_out(prompts, self.rollouts.seeds, sizes[0])
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                generation_kwargs=self.generation_kwargs,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            torch.no_grad(),
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
-        ):
+        with layouts.whole_policy(self) as model, torch.no_grad(), self.accelerator.autocast():
             if not self._agreement_checked:
                 check_generation(self, model, prompts[0])
                 self._agreement_checked = True
@@ -290,18 +298,20 @@ class VideoGRPOTrainer(GRPOTrainer):
         """Of a completion of this step, whichever process draws it."""
         return stream_seed(self.args.seed, self.state.global_step, self._round, completion)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load every weight, or fail.
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The published checkpoint. Resumable ones hold the masters instead."""
+        if not _internal_call:
+            layouts.publish(self, Path(str(output_dir)), self.recipe.model)
 
-        transformers 5.17 saves vision-language models under their published key names and its Trainer loads them
-        back non-strictly under the module's: only the head matches, the rest stays untrained, and nothing warns.
-        """
-        policy = self._policy()
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(policy, "peft_config"):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = type(policy).from_pretrained(resume_from_checkpoint, dtype=policy.dtype)
-        policy.load_state_dict(saved.state_dict(), strict=True)
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        checkpoints.save_state(self, Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights come back with their moments, once the model lies where it will train."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_state(self, Path(checkpoint))
 
     def _policy(self) -> Any:
         return self.accelerator.unwrap_model(self.model)

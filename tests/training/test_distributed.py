@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from appo.training.records import newest_checkpoint
+from appo.training.checkpoints import newest_checkpoint
 from tests.training.conftest import Bench, largest_difference, long
 
 # Two processes (of one thread each) sum in another order than one, and Adam divides by the gradient's own size, so that

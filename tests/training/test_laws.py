@@ -200,7 +200,7 @@ def test_resume_in_a_later_epoch_sees_the_same_prompts(bench: Bench):
 
 
 def test_a_half_written_checkpoint_is_never_resumed_from(bench: Bench):
-    from appo.training.records import MARKER
+    from appo.training.checkpoints import MARKER
 
     bench.train("dapo", "training.max_steps=2", "training.save_every=1", name="run")
     (bench.folder / "run" / "checkpoints" / "checkpoint-2" / MARKER).unlink()
