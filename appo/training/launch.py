@@ -19,6 +19,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from appo.config import Recipe, parse_recipe
 
 # Told apart from failures: a saved, unfinished training is to be started again (BSD's EX_TEMPFAIL).
@@ -30,15 +32,34 @@ class TrainingFailed(RuntimeError):
     """The processes of a training ended with an error; the message holds their last lines."""
 
 
+class LayoutError(ValueError):
+    """A layout that this machine cannot run: the setting, its value, the remedy."""
+
+
+def refuse_impossible(recipe: Recipe, processes: int) -> None:
+    """Raise LayoutError for a layout that cannot run here: accelerate would replace it by another, in silence."""
+    layout = recipe.training.distributed
+    if layout == "ddp":
+        return
+    name = f"training.distributed={layout}"
+    if processes == 1:
+        raise LayoutError(f"{name}: shards over processes, and there is one; set training.distributed=ddp")
+    if not _has_gpu():
+        raise LayoutError(f"{name}: needs GPUs, and this machine has none; set training.distributed=ddp")
+
+
 def launch_command(
     recipe: Recipe, job: Path, *, processes: int, machines: int = 1, rank: int = 0, address: str | None = None
 ) -> list[str]:
-    """The `accelerate launch` command line. processes: over all machines; job: the file `write_job` made."""
+    """The `accelerate launch` command line. processes: over all machines; job: the file `write_job` made.
+
+    Raises LayoutError.
+    """
     import importlib.util
 
-    kind = recipe.training.distributed if _has_gpu() else "cpu"
-    config = resources.files("appo.recipes") / "accelerate" / f"{kind}.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    refuse_impossible(recipe, processes)
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", str(_configuration(recipe, job.with_name("accelerate.yaml")))]
     command += ["--num_processes", str(processes), "--num_machines", str(machines)]
     if machines > 1:
         command += [
@@ -51,11 +72,27 @@ def launch_command(
         ]
     else:
         command += ["--main_process_port", "0"]
-    if recipe.model.dtype == "float32":
-        command += ["--mixed_precision", "no"]
+    if recipe.training.distributed.startswith("zero"):
+        # DeepSpeed's own launcher reaches other machines over SSH; torch's needs no more than the address.
+        command += ["--deepspeed_multinode_launcher", "standard"] if machines > 1 else []
     if importlib.util.find_spec("appo.training.launch") is None:
         raise TrainingFailed("appo is not importable here; install the package before launching")
     return [*command, "-m", "appo.training.launch", str(job)]
+
+
+def _configuration(recipe: Recipe, path: Path) -> Path:
+    """Write accelerate's configuration: the shipped one of the layout, with this run's precision and device."""
+    layout = recipe.training.distributed
+    shipped = resources.files("appo.recipes") / "accelerate"
+    values = yaml.safe_load((shipped / f"{layout}.yaml").read_text(encoding="utf-8"))
+    values["mixed_precision"] = "bf16" if recipe.model.dtype == "bfloat16" else "no"
+    # accelerate starts several local CPU processes for MULTI_GPU only (MULTI_CPU wants MPI); they meet over gloo.
+    values["use_cpu"] = not _has_gpu()
+    if layout.startswith("zero"):
+        values["deepspeed_config"] = {"deepspeed_config_file": str(shipped / f"{layout}.json")}
+        values.pop("mixed_precision")  # said in that file: the trainer fills in every "auto"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
 
 
 def write_job(path: Path, recipe: Recipe, **arguments: Any) -> Path:

@@ -39,7 +39,10 @@ def set_precision(accelerator: Any, dtype: torch.dtype) -> None:
         return
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    # Inputs are not cast: torch would hand copies of the frame probe and the packing to the layers.
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
 
 
 def detach_tower(model: Any, recipe: Recipe, device: torch.device) -> None:
@@ -133,6 +136,24 @@ def whole_head(model: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     ]
     assert found[0] is not None, "a head has a weight"
     return found[0], found[1]
+
+
+@contextmanager
+def head_at_hand(model: Any) -> Iterator[None]:
+    """Under FSDP2, unshard the output embedding for a pass that reads its weight without calling the module.
+
+    TRL's fused head would otherwise take a sharded weight with `full_tensor()`, whose gradient no process adds up.
+    """
+    head = model.get_output_embeddings()
+    if not hasattr(head, "unshard"):
+        yield
+        return
+    head.unshard()
+    try:
+        yield
+    finally:
+        if not torch.is_grad_enabled():  # else the backward pass does, once it has reduced the gradient
+            head.reshard()
 
 
 def _is_sharded(parameter: Tensor) -> bool:

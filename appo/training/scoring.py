@@ -18,6 +18,7 @@ from appo.modeling.attention import check_implementation
 from appo.modeling.inputs import PromptInputs, vision_kwargs
 from appo.modeling.packing import PackedGroup, pack
 from appo.perception.probe import FrameProbe, PlainRows
+from appo.training.layouts import head_at_hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,8 @@ def score(
     if probe_layers is not None:
         probe = FrameProbe(probe_layers, num_frames, probe_chunk_mib)
     run = _packed if shared_prefix else _padded
-    found = run(model, rows, num_tokens, pad_token_id, device, probe)
+    with head_at_hand(model):
+        found = run(model, rows, num_tokens, pad_token_id, device, probe)
     if probe is not None:
         probe.close()
     return found
