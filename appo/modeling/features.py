@@ -52,7 +52,7 @@ def detach_tower(model: Any, dtype: torch.dtype) -> Any:
     videos at different times and a sharded tower would make each of them wait for all. See `attach_tower`.
     """
     base = base_model(model)
-    tower = base._modules.pop("visual").to(dtype).eval()
+    tower = _plain(base._modules.pop("visual")).to(dtype).eval()
     base.__dict__["visual"] = tower
     # accelerate looks for a module of every class that is named here.
     kept = {type(module).__name__ for module in model.modules()}
@@ -60,6 +60,20 @@ def detach_tower(model: Any, dtype: torch.dtype) -> Any:
         if getattr(holder, "_no_split_modules", None):
             holder._no_split_modules = [name for name in holder._no_split_modules if name in kept]
     return tower
+
+
+def _plain(tower: Any) -> Any:
+    """The tower itself, or a whole copy of one that DeepSpeed partitioned while it was loaded. Collective then."""
+    partitioned = [parameter for parameter in tower.parameters() if hasattr(parameter, "ds_id")]
+    if not partitioned:
+        return tower
+    from deepspeed.runtime.zero import GatheredParameters
+
+    whole = type(tower)(tower.config).requires_grad_(False)
+    with torch.no_grad(), GatheredParameters(partitioned):
+        for theirs, ours in zip(tower.parameters(), whole.parameters(), strict=True):
+            ours.copy_(theirs)
+    return whole
 
 
 def attach_tower(model: Any, tower: Any) -> None:

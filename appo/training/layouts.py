@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from appo.config import Model, Recipe
-from appo.modeling import features
+from appo.modeling import features, windows
 
 SHARDED = ("fsdp2", "zero2", "zero3")
 
@@ -48,6 +48,7 @@ def set_precision(accelerator: Any, dtype: torch.dtype) -> None:
 def detach_tower(model: Any, recipe: Recipe, device: torch.device) -> None:
     """Keep the frozen tower whole on every process's device, apart from what is sharded, moved and saved."""
     tower = features.detach_tower(model, getattr(torch, recipe.model.dtype)).to(device)
+    windows.install(model)
     if recipe.training.distributed == "fsdp2" and torch.distributed.is_initialized():
         # The first process alone has read the weights, as accelerate wants it (cpu_ram_efficient_loading).
         for tensor in [*tower.parameters(), *tower.buffers()]:
@@ -116,8 +117,8 @@ def _post_forward_mesh(module: Any) -> Any:
 
 def whole_tensor(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """A parameter in `dtype`, whole, without gradient. Collective where it is sharded."""
-    if hasattr(parameter, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+    if hasattr(parameter, "ds_id") and not _is_gathered(parameter):
+        from deepspeed.runtime.zero import GatheredParameters
 
         with GatheredParameters([parameter]):
             return parameter.detach().to(dtype, copy=True)
@@ -157,7 +158,12 @@ def head_at_hand(model: Any) -> Iterator[None]:
 
 
 def _is_sharded(parameter: Tensor) -> bool:
-    return hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor")
+    partitioned = hasattr(parameter, "ds_id") and not _is_gathered(parameter)
+    return partitioned or hasattr(parameter, "full_tensor")
+
+
+def _is_gathered(parameter: Any) -> bool:
+    return bool(parameter.ds_status.name == "AVAILABLE")
 
 
 def published_weights(policy: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
