@@ -145,6 +145,8 @@ def head_at_hand(model: Any) -> Iterator[None]:
 
     TRL's fused head would otherwise take a sharded weight with `full_tensor()`, whose gradient no process adds up.
     """
+    while hasattr(model, "module"):
+        model = model.module
     head = model.get_output_embeddings()
     if not hasattr(head, "unshard"):
         yield

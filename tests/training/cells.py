@@ -1,174 +1,208 @@
-"""One launch of the matrix: every algorithm, prefix and adapter of one layout and type, on fixed completions.
+"""One launch of the matrix: trainings of one layout and type, one after another, on fixed completions.
 
-Run as a script by `accelerate launch` (or alone, for one process). What rollouts would draw is fixed, so that every cell
-of the matrix scores and trains on the same tokens with the same rewards, and log-probabilities, gradients and updates
-can be compared between layouts and types.
+Run by `accelerate launch`, or alone for one process. What rollouts would draw is a function of the sample and the member,
+so that every cell scores and trains on the same tokens with the same rewards, and log-probabilities, gradients and
+updates can be compared between layouts and types.
 
-    python -m tests.training.cells JOB      JOB: JSON with manifest, model, out, layout, dtype, cells, steps
+    python -m tests.training.cells JOB      JOB: JSON, see `Job`
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ALGORITHMS = ("grpo", "dapo", "appo", "pa_grpo")
-# A rank's step of Adam at the paper's learning rate is what bfloat16 weights could not take.
+# The paper's: a step of Adam that bfloat16 weights would not take.
 LEARNING_RATE = 1e-6
 
 
-def name_of(algorithm: str, shared_prefix: bool, lora: bool) -> str:
-    return f"{algorithm}-{'shared' if shared_prefix else 'plain'}-{'lora' if lora else 'full'}"
+@dataclass(frozen=True)
+class Cell:
+    """One training. killed_after: the process dies in the step after this one, of SIGKILL."""
+
+    algorithm: str
+    shared_prefix: bool
+    lora: bool
+    steps: int = 10
+    save_every: int = 1000
+    killed_after: int | None = None
+    folder: str | None = None
+
+    @property
+    def name(self) -> str:
+        parts = (self.algorithm, "shared" if self.shared_prefix else "plain", "lora" if self.lora else "full")
+        return self.folder or "-".join(parts)
 
 
-def overrides(layout: str, dtype: str, shared_prefix: bool, lora: bool, steps: int) -> list[str]:
-    found = [
+@dataclass(frozen=True)
+class Job:
+    """layout: of `training.distributed`, or "one" for a process without a launcher."""
+
+    layout: str
+    dtype: str
+    manifest: str
+    model: str
+    out: str
+    cells: list[Cell]
+
+    def write(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, path: str) -> Job:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls(**{**values, "cells": [Cell(**cell) for cell in values["cells"]]})
+
+
+def recipe_of(layout: str, dtype: str, cell: Cell) -> Any:
+    from appo.config import load_recipe
+    from tests.training.conftest import OVERRIDES
+
+    settings = [
         f"model.dtype={dtype}",
         f"training.distributed={'ddp' if layout == 'one' else layout}",
-        f"training.shared_prefix={str(shared_prefix).lower()}",
+        f"training.shared_prefix={str(cell.shared_prefix).lower()}",
+        # As recipes of real models have it, against a reference without.
+        f"training.gradient_checkpointing={str(dtype == 'bfloat16').lower()}",
         f"training.learning_rate={LEARNING_RATE}",
-        f"training.max_steps={steps}",
-        "training.save_every=1000",
-        "policy.perception_weights=null",
+        f"training.max_steps={cell.steps}",
+        f"training.save_every={cell.save_every}",
+        *(["model.lora={rank: 4}"] if cell.lora else []),
     ]
-    return found + (["model.lora={rank: 4}"] if lora else [])
+    return load_recipe("demo", [*OVERRIDES, *settings])
 
 
-def fix_rollouts(cls: Any) -> None:
-    """Completions are a function of the sample and the member; so are the judge's verdicts and spans."""
-    import torch
+class Watcher:
+    """What one training's passes left: log-probabilities of the first update, masters before and after."""
 
+    def __init__(self, layout: str, cell: Cell):
+        self.layout, self.cell = layout, cell
+        self.trainer: Any = None
+        self.logps: list[torch.Tensor] = []
+        self.before: dict[str, torch.Tensor] = {}
+
+    def step_begins(self, trainer: Any) -> None:
+        from tests.cpu_layouts import assert_ran
+
+        if self.cell.killed_after is not None and trainer.state.global_step == self.cell.killed_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.trainer is None:
+            assert_ran(trainer, "ddp" if self.layout == "one" else self.layout)
+            self.trainer, self.before = trainer, masters(trainer)
+
+    def scored(self, trainer: Any, logps: torch.Tensor) -> None:
+        if trainer._loss_inputs is not None and trainer.state.global_step == 0:
+            padded = torch.zeros(len(logps), 8)
+            padded[:, : logps.shape[1]] = logps.detach().float().cpu()
+            self.logps.append(trainer.accelerator.gather(padded))
+
+    def write(self, path: Path) -> None:
+        trainer, after = self.trainer, masters(self.trainer)  # collective
+        types = sorted({str(p.dtype) for p in trainer._policy().parameters()})
+        reference = trainer.ref_model and sorted({str(p.dtype) for p in trainer.ref_model.parameters()})
+        if trainer.is_world_process_zero():
+            found = {"before": self.before, "after": after, "types": types, "reference": reference}
+            torch.save({**found, "logps": torch.cat(self.logps) if self.logps else None}, path)
+
+
+def masters(trainer: Any) -> dict[str, torch.Tensor]:
+    """Float32 values of everything that trains, whole, wherever the layout keeps them. Collective."""
+    from appo.training.layouts import whole_tensor
+
+    trained = [(name, p) for name, p in trainer._policy().named_parameters() if p.requires_grad]
+    if trainer.is_deepspeed_enabled:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {name: safe_get_full_fp32_param(p).clone().cpu() for name, p in trained}
+    return {name: whole_tensor(p, torch.float32).clone().cpu() for name, p in trained}
+
+
+def fix_rollouts() -> None:
+    """Completions, verdicts of the judge and spans as functions of what they belong to."""
+    import appo.policy.judge
+    import appo.training.rewarding
+    import appo.training.trainer
     from appo.training.sampling import stream_seed
+    from tests.training.conftest import pseudo_accuracy
 
     def roll_out(self, num_generations):
         found = []
-        for place, prompt in enumerate(self.rollouts.prompts):
-            member = (self.accelerator.process_index * len(self.rollouts.prompts) + place) % num_generations
-            generator = torch.Generator().manual_seed(stream_seed(len(prompt.sample.id), member))
+        first = self.accelerator.process_index * len(self.rollouts.prompts)
+        for place, prompt in enumerate(self.rollouts.prompts, first):
+            key = stream_seed(sum(prompt.sample.id.encode()), place % num_generations)
+            generator = torch.Generator().manual_seed(key)
             length = 3 + int(torch.randint(6, (1,), generator=generator))
             found.append(torch.randint(20, 200, (length,), generator=generator).tolist())
         return found, None
 
-    cls._roll_out = roll_out
-
     def masks(pieces, num_tokens):
         return {"observation": (torch.arange(num_tokens) < 3).expand(len(pieces), -1)}
 
-    import appo.policy.judge
-    import appo.training.rewarding
-    import appo.training.trainer
-    from tests.training.conftest import pseudo_accuracy
+    def verdicts(_judge, texts, _samples):
+        return [float(sum(text.encode()) % 2) for text in texts]
 
+    appo.training.trainer.VideoGRPOTrainer._roll_out = roll_out
     appo.training.trainer.tag_masks = masks
-    appo.policy.judge.perception_rewards = lambda _judge, texts, _samples: [
-        float(sum(text.encode()) % 2) for text in texts
-    ]
+    appo.policy.judge.perception_rewards = verdicts
     appo.training.rewarding.reward_functions = lambda _: {"accuracy": pseudo_accuracy}
 
 
-def run_cell(job: dict[str, Any], algorithm: str, shared_prefix: bool, lora: bool) -> None:
-    """Train one cell; the first process writes its log-probabilities, gradient norms and weights before and after."""
-    import torch
-
-    from appo.config import load_recipe
-    from appo.training import run
-    from appo.training.layouts import whole_tensor
+def watch() -> list[Watcher]:
+    """Let the trainer tell the last watcher of the list what it does."""
     from appo.training.trainer import VideoGRPOTrainer
-    from tests.cpu_layouts import assert_ran
-    from tests.training.conftest import OVERRIDES
 
-    recipe = load_recipe(
-        "demo", [*OVERRIDES, *overrides(job["layout"], job["dtype"], shared_prefix, lora, job["steps"])]
-    )
-    name = name_of(algorithm, shared_prefix, lora)
-    seen: dict[str, Any] = {"logps": [], "grad": {}}
+    watchers: list[Watcher] = []
+    step, score = VideoGRPOTrainer.training_step, VideoGRPOTrainer._get_per_token_logps_and_entropies
 
-    def masters(trainer) -> dict[str, torch.Tensor]:
-        if trainer.is_deepspeed_enabled:
-            from deepspeed.utils import safe_get_full_fp32_param
+    def training_step(self, *args, **kwargs):
+        watchers[-1].step_begins(self)
+        return step(self, *args, **kwargs)
 
-            return {
-                n: safe_get_full_fp32_param(p).clone().cpu()
-                for n, p in trainer._policy().named_parameters()
-                if p.requires_grad
-            }
-        return {
-            n: whole_tensor(p, torch.float32).clone().cpu()
-            for n, p in trainer._policy().named_parameters()
-            if p.requires_grad
-        }
+    def get_logps(self, *args, **kwargs):
+        found = score(self, *args, **kwargs)
+        watchers[-1].scored(self, found[0])
+        return found
 
-    class Watched(VideoGRPOTrainer):
-        def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-            found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-            if self._loss_inputs is not None and self.state.global_step == 0:
-                padded = torch.zeros(len(found[0]), 8)
-                padded[:, : found[0].shape[1]] = found[0].detach().float().cpu()
-                seen["logps"].append(self.accelerator.gather(padded))
-            return found
-
-        def training_step(self, *args, **kwargs):
-            if "before" not in seen:
-                assert_ran(self, job["layout"])
-                seen["before"] = masters(self)
-                seen["types"] = sorted({str(p.dtype) for p in self._policy().parameters()})
-            return super().training_step(*args, **kwargs)
-
-    fix_rollouts(Watched)
-    original, run_trainer = VideoGRPOTrainer, "appo.training.trainer.VideoGRPOTrainer"
-    sys.modules["appo.training.trainer"].VideoGRPOTrainer = Watched
-    kept: list[Any] = []
-    make = Watched.__init__
-
-    def init(self, *args, **kwargs):
-        make(self, *args, **kwargs)
-        kept.append(self)
-
-    Watched.__init__ = init
-    out = Path(job["out"]) / name
-    try:
-        run.train(
-            recipe,
-            algorithm=algorithm,
-            seed=0,
-            manifest_path=Path(job["manifest"]),
-            model_path=job["model"],
-            out=out,
-            progress=False,
-        )
-    finally:
-        sys.modules["appo.training.trainer"].VideoGRPOTrainer = original
-    trainer = kept[0]
-    after = masters(trainer)
-    if trainer.is_world_process_zero():
-        torch.save(
-            {
-                "logps": torch.cat(seen["logps"]),
-                "before": seen["before"],
-                "after": after,
-                "types": seen["types"],
-                "reference": None
-                if trainer.ref_model is None
-                else sorted({str(p.dtype) for p in trainer.ref_model.parameters()}),
-            },
-            out / "cell.pt",
-        )
-    trainer.accelerator.free_memory()
-    del run_trainer
+    VideoGRPOTrainer.training_step = training_step
+    VideoGRPOTrainer._get_per_token_logps_and_entropies = get_logps
+    return watchers
 
 
 def main(path: str) -> None:
-    job = json.loads(Path(path).read_text(encoding="utf-8"))
-    if job["layout"] != "one":
+    job = Job.read(path)
+    if job.layout != "one":
         from tests.cpu_layouts import install
 
         install()
-    import appo.training.trainer  # noqa: F401  - named in sys.modules below
+    from appo.training.run import train
 
-    for algorithm, shared_prefix, lora in job["cells"]:
-        run_cell(job, algorithm, shared_prefix, lora)
+    fix_rollouts()
+    watchers = watch()
+    for cell in job.cells:
+        watchers.append(Watcher(job.layout, cell))
+        out = Path(job.out) / cell.name
+        train(
+            recipe_of(job.layout, job.dtype, cell),
+            algorithm=cell.algorithm,
+            seed=0,
+            manifest_path=Path(job.manifest),
+            model_path=job.model,
+            out=out,
+            progress=False,
+        )
+        watchers[-1].write(out / "cell.pt")
+        watchers[-1].trainer.accelerator.free_memory()
+        watchers.clear()
 
 
 if __name__ == "__main__":

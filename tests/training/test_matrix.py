@@ -1,0 +1,187 @@
+"""Every layout and type trains every algorithm: equal log-probabilities, gradients and updates, and it resumes.
+
+The path that a lab runs: bfloat16 over float32 masters, sharded, with and without adapters. The reference is one process
+in float32 on the same fixed completions. `make test` runs a cut that meets every value at least twice; the whole matrix
+runs with APPO_TEST_LONG=1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.cpu_layouts import lifted
+from tests.training.cells import ALGORITHMS, Cell, Job, recipe_of
+from tests.training.conftest import long
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+LAYOUTS, TYPES = ("one", "ddp", "fsdp2", "zero2", "zero3"), ("float32", "bfloat16")
+WHOLE = tuple(Cell(*values) for values in product(ALGORITHMS, (True, False), (False, True)))
+# (layout, type) -> cells of `make test`. Values that are met less than twice fail a test below.
+CUT = {
+    ("one", "bfloat16"): (Cell("appo", True, False), Cell("dapo", False, True)),
+    ("ddp", "float32"): (Cell("grpo", False, True), Cell("pa_grpo", True, False)),
+    ("fsdp2", "bfloat16"): (Cell("grpo", True, False), Cell("appo", False, True)),
+    ("zero2", "bfloat16"): (Cell("dapo", True, True), Cell("pa_grpo", False, False)),
+    ("zero3", "float32"): (Cell("appo", False, False), Cell("dapo", True, False)),
+}
+# Two processes sum in another order; bfloat16 holds eight bits of each product.
+LOGPS = {"float32": 1e-5, "bfloat16": 0.03}  # mean distance
+GRADIENT = {"float32": 1e-3, "bfloat16": 0.05}  # relative distance of its norm
+
+
+class Matrix:
+    """Launches what is asked for once, and reads what it left."""
+
+    def __init__(self, small_set: tuple[Path, Path], folder: Path):
+        self.manifest, self.model = small_set
+        self.folder = folder
+        self.launched = cache(self._launched)
+
+    def cells(self, layout: str, dtype: str, cells: tuple[Cell, ...]) -> dict[str, dict]:
+        out = self.launched(layout, dtype, cells)
+        return {cell.name: self.read(out / cell.name) for cell in cells}
+
+    @staticmethod
+    def read(folder: Path) -> dict:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return {**torch.load(folder / "cell.pt"), "steps": [json.loads(line) for line in lines]}
+
+    def _launched(self, layout: str, dtype: str, cells: tuple[Cell, ...]) -> Path:
+        out = self.folder / f"{layout}-{dtype}"
+        assert self.launch(layout, dtype, cells, out) == 0
+        return out
+
+    def launch(
+        self, layout: str, dtype: str, cells: tuple[Cell, ...], out: Path, *, processes: int = 2
+    ) -> int:
+        """The status of one launch; what it printed when that was an error."""
+        job = Job(layout, dtype, str(self.manifest), str(self.model), str(out), list(cells))
+        path = job.write(out / "job.json")
+        module = ["-m", "tests.training.cells", str(path)]
+        if layout == "one":
+            command = [sys.executable, *module]
+        else:
+            from appo.training.launch import launch_command
+
+            with lifted():
+                command = launch_command(recipe_of(layout, dtype, cells[0]), path, processes=processes)
+            command[command.index("-m", 3) :] = module
+        root = Path(__file__).parents[2]
+        env = {**os.environ, "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"}
+        env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+        if done.returncode and not any(cell.killed_after for cell in cells):
+            print(done.stdout[-3000:], done.stderr[-20000:])
+        return done.returncode
+
+
+@pytest.fixture(scope="session")
+def matrix(small_set: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+    return Matrix(small_set, tmp_path_factory.mktemp("matrix"))
+
+
+def check(cell: dict, reference: dict, dtype: str, name: str) -> None:
+    assert all(torch.tensor(step["loss"]).isfinite() for step in cell["steps"]), name
+    distance = float((cell["logps"] - reference["logps"]).abs().mean())
+    assert distance <= LOGPS[dtype], f"{name}: log-probabilities are {distance:.1e} off on average"
+    # Of the first update: later ones are of other weights.
+    ours, theirs = (found["steps"][0]["grad_norm"] for found in (cell, reference))
+    assert abs(ours - theirs) <= GRADIENT[dtype] * theirs, f"{name}: gradient norm {ours}, reference {theirs}"
+    assert cell["before"].keys() == reference["before"].keys(), name
+    moved = {k: cell["after"][k] - cell["before"][k] for k in reference["before"]}
+    expected = {k: reference["after"][k] - reference["before"][k] for k in reference["before"]}
+    # An entry without a gradient (a word that no prompt holds) does not move in float32 either.
+    trained = {k: delta != 0 for k, delta in expected.items()}
+    changed = sum(int((moved[k] != 0)[at].sum()) for k, at in trained.items())
+    total = sum(int(at.sum()) for at in trained.values())
+    assert changed >= 0.99 * total, f"{name}: {changed} of {total} trained entries moved"
+    norm, expected_norm = (
+        torch.cat([d.double().flatten() for d in deltas.values()]).norm() for deltas in (moved, expected)
+    )
+    assert abs(norm - expected_norm) <= 0.02 * expected_norm, f"{name}: moved by {norm}, not {expected_norm}"
+
+
+def wanted_types(layout: str, dtype: str, lora: bool) -> list[str]:
+    """Of the model's own parameters: float32 masters, or the frozen base with float32 adapters."""
+    if dtype == "float32" or not (lora or layout.startswith("zero")):
+        return ["torch.float32"]
+    return ["torch.bfloat16"] if layout.startswith("zero") else ["torch.bfloat16", "torch.float32"]
+
+
+def check_all(matrix: Matrix, layout: str, dtype: str, cells: tuple[Cell, ...], reference: dict) -> None:
+    found = matrix.cells(layout, dtype, cells)
+    for cell in cells:
+        ours = found[cell.name]
+        check(ours, reference[cell.name], dtype, f"{layout} {dtype} {cell.name}")
+        assert ours["types"] == wanted_types(layout, dtype, cell.lora), cell.name
+        judged = cell.algorithm in ("grpo", "pa_grpo") and not cell.lora
+        assert ours["reference"] == ([f"torch.{dtype}"] if judged else None), cell.name
+
+
+@pytest.mark.parametrize(("layout", "dtype"), CUT, ids=lambda value: value)
+def test_a_cut_of_the_matrix(matrix: Matrix, layout: str, dtype: str):
+    every = tuple(dict.fromkeys(cell for cells in CUT.values() for cell in cells))
+    reference = matrix.cells("one", "float32", WHOLE if os.environ.get("APPO_TEST_LONG") else every)
+    check_all(matrix, layout, dtype, CUT[layout, dtype], reference)
+
+
+def test_the_cut_meets_every_value_twice():
+    met = Counter()
+    for (layout, dtype), cells in CUT.items():
+        for cell in cells:
+            met.update([layout, dtype, cell.algorithm, ("shared", cell.shared_prefix), ("lora", cell.lora)])
+    values = {*LAYOUTS, *TYPES, *ALGORITHMS, *product(("shared", "lora"), (True, False))}
+    assert {value for value, count in met.items() if count >= 2} == values
+
+
+@long
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [pair for pair in product(LAYOUTS, TYPES) if pair != ("one", "float32")]
+)
+def test_the_whole_matrix(matrix: Matrix, layout: str, dtype: str):
+    check_all(matrix, layout, dtype, WHOLE, matrix.cells("one", "float32", WHOLE))
+
+
+def resumed_equals_straight(matrix: Matrix, layout: str, dtype: str, *, lora: bool) -> None:
+    out = matrix.folder / f"resume-{layout}-{dtype}-{lora}"
+    straight = Cell("appo", True, lora, steps=6, save_every=3, folder="straight")
+    killed = Cell("appo", True, lora, steps=6, save_every=3, folder="resumed", killed_after=3)
+    assert matrix.launch(layout, dtype, (straight, killed), out) != 0
+    assert not (out / "resumed" / "summary.json").exists()
+    going_on = Cell("appo", True, lora, steps=6, save_every=3, folder="resumed")
+    assert matrix.launch(layout, dtype, (going_on,), out) == 0
+    ours, theirs = Matrix.read(out / "resumed"), Matrix.read(out / "straight")
+    assert json.loads((out / "resumed" / "summary.json").read_text())["resumed_from"] == 3
+    assert [step["step"] for step in ours["steps"]] == [1, 2, 3, 4, 5, 6]
+    for name, master in theirs["after"].items():
+        assert torch.equal(ours["after"][name], master), name
+    file = "adapter_model.safetensors" if lora else "model.safetensors"
+    published = [load_file(out / folder / "checkpoint" / file) for folder in ("resumed", "straight")]
+    assert published[0].keys() == published[1].keys()
+    for name, weight in published[0].items():
+        assert torch.equal(weight, published[1][name]), name
+        assert weight.dtype == getattr(torch, dtype), name
+
+
+@pytest.mark.parametrize(("layout", "dtype"), [("fsdp2", "bfloat16")])
+def test_resumed_equals_uninterrupted(matrix: Matrix, layout: str, dtype: str):
+    resumed_equals_straight(matrix, layout, dtype, lora=False)
+
+
+@long
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(("layout", "dtype"), product(LAYOUTS, TYPES))
+def test_resumed_equals_uninterrupted_in_every_layout(matrix: Matrix, layout: str, dtype: str, lora: bool):
+    resumed_equals_straight(matrix, layout, dtype, lora=lora)
