@@ -18,7 +18,7 @@ help: ## list the targets
 setup: $(READY) ## the virtual environment with the locked packages (once; about two minutes)
 
 $(READY): requirements/cpu.lock requirements/cpu_shims.py requirements/install pyproject.toml
-	@echo "Setting up $(VENV): 277 locked packages, about two minutes, once."
+	@echo "Setting up $(VENV): 280 locked packages, about two minutes, once."
 	@rm -f $@
 	@requirements/install $(VENV) requirements/cpu.lock
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --disable-pip-version-check -e .

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -44,6 +45,8 @@ def refuse_impossible(recipe: Recipe, processes: int) -> None:
     name = f"training.distributed={layout}"
     if processes == 1:
         raise LayoutError(f"{name}: shards over processes, and there is one; set training.distributed=ddp")
+    if layout.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        raise LayoutError(f"{name}: needs the package deepspeed; install it, or set training.distributed=fsdp2")
     if not _has_gpu():
         raise LayoutError(f"{name}: needs GPUs, and this machine has none; set training.distributed=ddp")
 
@@ -55,8 +58,6 @@ def launch_command(
 
     Raises LayoutError.
     """
-    import importlib.util
-
     refuse_impossible(recipe, processes)
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(_configuration(recipe, job.with_name("accelerate.yaml")))]

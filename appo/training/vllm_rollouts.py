@@ -1,9 +1,8 @@
 """Prompts -> groups of completions with vLLM, from the weights as they are after the last update.
 
 Between the trainer and an engine, which lives in the training's own process (`ColocatedEngine`) or behind
-`vllm serve` (`appo.training.vllm_server`). TRL's own vLLM path passes images only; what is taken from TRL is
-how a policy's parameters are gathered and named (FSDP, ZeRO, adapters). A group is one request with n = G:
-its prompt is prefilled once, the other members find it in the prefix cache. The sampled tokens'
+`vllm serve` (`appo.training.vllm_server`). TRL's own vLLM path passes images only. What the engine gets are the
+weights that would be published: whole, in `model.dtype`, adapters merged. A group is one request with n = G: its prompt is prefilled once, the other members find it in the prefix cache. The sampled tokens'
 log-probabilities go back to TRL, whose importance-sampling correction makes up for what differs between the
 two engines; APPO reads its attention in the scoring pass that this correction needs.
 """
@@ -17,13 +16,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from trl.generation.vllm_generation import VLLMGeneration
 
 from appo.config import Recipe
 from appo.modeling import vllm_worker
 from appo.modeling.inputs import PromptInputs
 from appo.modeling.vllm_inputs import check_family, check_length, engine_input
 from appo.training.agreement import CHECK_COMPLETIONS, CHECK_TOKENS, check_logps, check_positions
+from appo.training.layouts import published_weights
 from appo.training.rollouts import placeholder_tokens
 
 
@@ -69,7 +68,6 @@ class VLLMRollouts:
     def __init__(self, trainer: Any, engine: Engine):
         check_family(trainer._policy().config.model_type)
         self._trainer, self._engine = trainer, engine
-        self._weights = _PolicyWeights(trainer.model, trainer.accelerator, trainer.processing_class)
         self._loaded_step: int | None = None
         self._checked = False
 
@@ -101,7 +99,7 @@ class VLLMRollouts:
         step = self._trainer.state.global_step
         if self._loaded_step != step:
             with self._trainer.phases("weight_sync"):
-                self._engine.load_policy(self._weights.named())
+                self._engine.load_policy(published_weights(self._trainer._policy(), self._trainer.dtype))
             self._loaded_step = step
 
     def _sampling(self, **changes: Any) -> dict[str, Any]:
@@ -211,18 +209,3 @@ def rollouts_for(recipe: Recipe, model_path: str, folder: Path) -> Callable[[Any
         return VLLMRollouts(trainer, ServedEngine(recipe, folder, trainer.accelerator))
 
     return open_rollouts
-
-
-class _PolicyWeights(VLLMGeneration):
-    """TRL's walk over a policy's parameters, without TRL's engine."""
-
-    def __init__(self, model: Any, accelerator: Any, processing_class: Any):
-        super().__init__(model, accelerator, processing_class)
-
-    def _init_vllm(self) -> None:
-        """No engine of TRL's."""
-
-    def named(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters one at a time, whole, with adapters merged, under their names in a checkpoint."""
-        for name, parameter in self._iter_named_params():
-            yield name, parameter.detach()
