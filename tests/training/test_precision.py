@@ -90,7 +90,7 @@ def test_adapters_are_merged_without_touching_what_they_change(bench: Bench, kep
         found = handed[name.removeprefix("base_model.model.") + ".weight"]
         assert found.dtype == torch.bfloat16
         # One rounding, by half of bfloat16's spacing; the float32 sum before it cancels to 1e-6 in places.
-        torch.testing.assert_close(found.double(), expected.detach(), rtol=2**-8.99, atol=1e-6)
+        torch.testing.assert_close(found.double(), expected.detach(), rtol=2**-7.99, atol=1e-6)
         changed += int((found != layer.base_layer.weight).sum())
     assert changed > 0
 
