@@ -18,6 +18,7 @@ from torch import Tensor
 
 from appo.config import Model, Recipe
 from appo.modeling import features, windows
+from appo.modeling.generation import save_with_its_settings
 
 SHARDED = ("fsdp2", "zero2", "zero3")
 
@@ -217,7 +218,7 @@ def publish(trainer: Any, folder: Path, settings: Model) -> None:
         state |= {name: tensor.cpu() for name, tensor in features.tower_names(policy).items()}
     if is_first:
         folder.mkdir(parents=True, exist_ok=True)
-        policy.save_pretrained(folder, state_dict=state)
+        save_with_its_settings(policy, folder, state_dict=state)
         _name_dtype(folder / "config.json", settings.dtype)
     trainer.accelerator.wait_for_everyone()
 

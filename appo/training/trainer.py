@@ -25,6 +25,7 @@ from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
 from appo.config import Recipe
 from appo.modeling import features, loading
+from appo.modeling.generation import rollout_sampling
 from appo.modeling.inputs import PromptInputs
 from appo.policy import PolicySettings
 from appo.policy.advantages import group_advantages, stream_rewards, token_advantages
@@ -34,7 +35,7 @@ from appo.training.agreement import check_generation
 from appo.training.perceiving import Perceiver
 from appo.training.phases import Phases
 from appo.training.refill import refill
-from appo.training.rollouts import Rollouts, generate_groups, placeholder_tokens
+from appo.training.rollouts import Rollouts, generate_groups
 from appo.training.sampler import EpochRepeatSampler
 from appo.training.sampling import stream_seed
 from appo.training.scoring import Row, Scores, score
@@ -66,8 +67,9 @@ class VideoGRPOTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self._refuse_split_groups()
         layouts.set_precision(self.accelerator, self.dtype)
-        # TRL rules out image tokens only; a sampled video token would stand for features that do not exist.
-        self.generation_config.suppress_tokens = placeholder_tokens(self._policy())
+        # Not TRL's settings, which take over the ends of a checkpoint's generation_config.
+        self.sampling = rollout_sampling(recipe, self._policy(), self._tokenizer)
+        self.eos_token_ids = list(self.sampling.end_tokens)
         self.engine = None if engine is None else engine(self)
         # Only now: TRL's own engine, which takes images alone, was not to be made; its correction is to run.
         self.use_vllm = engine is not None
@@ -207,9 +209,9 @@ class VideoGRPOTrainer(GRPOTrainer):
                 model,
                 prompts,
                 sizes[0],
-                generation_config=self.generation_config,
+                sampling=self.sampling,
                 seeds=self.rollouts.seeds,
-                pad_token_id=self._tokenizer.pad_token_id,
+                memory_gib=self.recipe.training.rollout_memory_gib,
                 device=self.accelerator.device,
             ), None
 
