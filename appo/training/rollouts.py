@@ -116,18 +116,18 @@ def parts_within(
 
 
 def token_bytes(model: Any, device: torch.device) -> int:
-    """Bytes that the key-value cache of one token takes, in all layers, as the model runs now.
-
-    Under autocast over float32 weights the residual stream, and with it the rotary factors, stay float32: so do keys.
-    """
+    """Bytes that keys and values of one token take, in all layers, as the model runs now (see `_compute_type`)."""
     text = model.config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     stream: torch.dtype = base_model(model).language_model.embed_tokens.weight.dtype
+    each: int = 2 * text.num_hidden_layers * text.num_key_value_heads * width
+    return each * (_compute_type(device) or stream).itemsize
+
+
+def _compute_type(device: torch.device) -> torch.dtype | None:
+    """What attention computes in under autocast; None without, where it is the weights' type."""
     kind = device.type
-    values = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else stream
-    keys = torch.promote_types(stream, values)
-    each: int = text.num_hidden_layers * text.num_key_value_heads * width
-    return each * (keys.itemsize + values.itemsize)
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _generate(
@@ -179,8 +179,6 @@ def prefill(model: Any, prompts: Sequence[PromptInputs], pad_token: int, device:
     Prompts run padded on the right: no token sees what comes after it, so that causal attention needs no mask, which
     would be of (B, 1, L, L). Their keys and values are then moved to the right end of their rows.
     """
-    from transformers import DynamicCache
-
     lengths = [len(p.ids) - 1 for p in prompts]
     width = max(lengths)
     ids = torch.full((len(prompts), width), pad_token)
@@ -188,8 +186,7 @@ def prefill(model: Any, prompts: Sequence[PromptInputs], pad_token: int, device:
     for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
         ids[row, :length] = prompt.ids[:-1]
         positions[:, row, :length] = prompt.positions[:, :-1]
-    # Without the configuration, so that layers with a sliding window keep all tokens: the last ones may be padding.
-    cache = DynamicCache()
+    cache = _cache()
     # Through the whole model, since a sharded one gathers its parts there; the head sees one position.
     model(
         input_ids=ids.to(device),
@@ -205,6 +202,24 @@ def prefill(model: Any, prompts: Sequence[PromptInputs], pad_token: int, device:
         for layer in cache.layers:
             layer.keys, layer.values = _moved(layer.keys, source), _moved(layer.values, source)
     return cache
+
+
+def _cache() -> Any:
+    """An empty cache of keys and values in the type that attention computes in.
+
+    Under autocast over float32 weights transformers would keep both in float32, and attention round all of them at
+    every token. Made without a configuration, so that layers with a sliding window keep all tokens: a prompt's last ones
+    may be padding.
+    """
+    from transformers import DynamicCache
+
+    class Cache(DynamicCache):
+        def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            kept = _compute_type(keys.device) or keys.dtype
+            found: tuple[Tensor, Tensor] = super().update(keys.to(kept), values.to(kept), *args, **kwargs)
+            return found
+
+    return Cache()
 
 
 def _moved(states: Tensor, source: Tensor) -> Tensor:
