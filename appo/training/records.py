@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from appo.training.checkpoints import MARKER
+from appo.training.finite import on_any_process
 
 
 class StepRecorder(TrainerCallback):
@@ -94,18 +94,10 @@ class StopOnSignal(TrainerCallback):
         self._heard = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.stopped = _on_any_process(self._heard, args.device)
+        self.stopped = on_any_process(self._heard, args.device)
         if self.stopped:
             control.should_save = True
             control.should_training_stop = True
-
-
-def _on_any_process(flag: bool, device: torch.device) -> bool:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return flag
-    found = torch.tensor(float(flag), device=device)
-    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-    return bool(found)
 
 
 def _kept_lines(path: Path, step: int) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from appo.modeling.features import base_model
 from appo.modeling.generation import Sampling, nothing_inherited
 from appo.modeling.inputs import PromptInputs, vision_kwargs
+from appo.training.finite import BrokenDistribution
 from appo.training.sampling import DrawPerRow
 
 
@@ -49,14 +50,6 @@ class Rollouts:
             rewards={name: values[list(rows)] for name, values in self.rewards.items()},
             read={new: self.read[old] for new, old in enumerate(rows) if old in self.read},
         )
-
-
-class BrokenDistribution(RuntimeError):
-    """The model gave no distribution to draw from: its logits are not finite. sample_ids: of which prompts."""
-
-    def __init__(self, sample_ids: Sequence[str]):
-        super().__init__(f"sample {', '.join(sample_ids)}: the model's logits are not finite")
-        self.sample_ids = list(sample_ids)
 
 
 @torch.no_grad()
