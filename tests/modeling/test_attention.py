@@ -184,17 +184,35 @@ def test_packed_in_bfloat16_is_no_further_from_float32_than_padded():
     assert error < 1.5 * allowed, f"relative error {error:.1e}, padded {allowed:.1e}"
 
 
-def test_a_closed_probe_is_not_read_again_by_checkpointing():
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_closed_probe_is_not_read_again_by_checkpointing(monkeypatch, closed):
+    """The backward pass runs every layer again; open, a probe would be asked again in each of them."""
+    asked = {"layers": 0, "probe": 0}
+    run, read = attention.packed_attention, FrameProbe.read
+
+    def counting(name, function):
+        def call(*args, **kwargs):
+            asked[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(attention, "packed_attention", counting("layers", run))
+    monkeypatch.setattr(FrameProbe, "read", counting("probe", read))
     model = models.build("qwen2_5_vl")
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    prompts, completions = batch("qwen2_5_vl")
-    _, inputs = packed_batch(model, prompts, completions)
+    _, inputs = packed_batch(model, *batch("qwen2_5_vl"))
     probe = FrameProbe((1, 2, 3), num_frames=5)
     loss = model(**inputs, frame_probe=probe).logits.sum()
     before = probe.attention(0).clone()
-    probe.close()
+    buckets = len(inputs["packed"].buckets)
+    assert asked == {"layers": 4, "probe": 3 * buckets}
+    if closed:
+        probe.close()
     loss.backward()
+    assert asked == {"layers": 8, "probe": (3 if closed else 6) * buckets}
+    # Either way what was read stays: a layer is added once.
     torch.testing.assert_close(probe.attention(0), before, atol=0, rtol=0)
 
 

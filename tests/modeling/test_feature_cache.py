@@ -104,6 +104,31 @@ def test_other_pixels_grids_and_weights_have_other_keys(model):
     assert len(keys) == 6
 
 
+def test_other_settings_of_the_tower_have_other_keys_and_where_it_came_from_does_not_count(model):
+    """Of equal weights: which blocks attend to the whole frame, and how, decides features as much as weights do."""
+    known = tower_revision(model)
+    found = {known}
+    for name, value in (
+        ("fullatt_block_indexes", [0]),
+        ("window_size", 112),
+        ("hidden_act", "gelu"),
+        ("spatial_merge_size", 1),
+        ("num_heads", 4),
+    ):
+        other = models.build("qwen2_5_vl")
+        tower = features.base_model(other).visual.requires_grad_(False)
+        assert getattr(tower.config, name) != value
+        setattr(tower.config, name, value)
+        found.add(tower_revision(other))
+    assert len(found) == 6
+    same = models.build("qwen2_5_vl")
+    tower = features.base_model(same).visual.requires_grad_(False)
+    tower.config._name_or_path = "/another/folder"
+    tower.config._attn_implementation = "eager"
+    tower.config.transformers_version = "5.0.0"
+    assert tower_revision(same) == known
+
+
 def test_a_tower_that_trains_is_refused():
     with pytest.raises(ValueError, match=r"freeze it \(model.freeze_vision\)"):
         tower_revision(models.build("qwen2_5_vl"))

@@ -68,6 +68,24 @@ def test_sharing_prefix_and_features_changes_nothing(bench: Bench, algorithm: st
         assert math.isclose(ours["loss"], plain["loss"], abs_tol=2e-4)
 
 
+@pytest.mark.parametrize("algorithm", ["dapo", "appo"])
+def test_sharing_changes_nothing_for_refilled_groups_either(bench: Bench, monkeypatch, algorithm: str):
+    """A refilled group takes the number of the place it fills: with that of the batch it was drawn in, it would be
+    packed with another group, behind that one's prompt.
+    """
+
+    def by_prompt(text: str, sample: object) -> float:
+        # Half of the prompts teach nothing; more than one group of a step is refilled.
+        return 1.0 if sum(sample.id.encode()) % 2 else float(sum(text.encode()) % 3 == 0)
+
+    monkeypatch.setattr("appo.training.rewarding.reward_functions", lambda _: {"accuracy": by_prompt})
+    settings = ("policy.dynamic_sampling=true", "training.max_steps=6", "training.learning_rate=1e-4")
+    bench.train(algorithm, *settings, name="shared")
+    bench.train(algorithm, *settings, *PLAIN, name="plain")
+    assert sum(line["dynamic_sampling/prompts_drawn"] for line in bench.metrics("shared")) >= 4
+    assert largest_difference(bench.weights("shared"), bench.weights("plain")) < CLOSE
+
+
 @pytest.mark.parametrize(
     "layout",
     [
@@ -197,6 +215,48 @@ def test_resume_in_a_later_epoch_sees_the_same_prompts(bench: Bench):
     bench.train("dapo", "training.max_steps=10", *settings, name="resumed")
     bench.train("dapo", "training.max_steps=11", *settings, name="resumed")
     assert largest_difference(bench.weights("straight"), bench.weights("resumed")) == 0.0
+
+
+def test_every_epoch_sees_every_prompt_once_in_an_order_of_its_own(bench: Bench, monkeypatch):
+    """Through accelerate's loader, which tells the sampler which epoch it is."""
+    from appo.training.trainer import VideoGRPOTrainer
+
+    drawn: list[str] = []
+    draw = VideoGRPOTrainer.draw
+
+    def keeping(self, inputs):
+        drawn.extend(row["sample_id"] for row in inputs[:: self.num_generations])
+        return draw(self, inputs)
+
+    monkeypatch.setattr(VideoGRPOTrainer, "draw", keeping)
+    few = ("policy.max_completion_length=1", "training.save_every=100")
+    bench.train("dapo", "training.max_steps=24", *few)
+    epochs = [drawn[start : start + 32] for start in (0, 32, 64)]
+    assert len(drawn) == 96
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert len(set(epochs[0])) == 32
+    # By chance two orders agree in one place of 32; an order that stays, or is only turned, in all.
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        for shift in range(32):
+            turned = [*epochs[other][shift:], *epochs[other][:shift]]
+            assert sum(a == b for a, b in zip(epochs[one], turned, strict=True)) < 10
+
+
+def test_the_order_of_an_epoch_depends_on_its_number_and_the_seed_alone():
+    from appo.training.sampler import EpochRepeatSampler
+
+    def order(seed: int, *epochs: int) -> list[int]:
+        sampler = EpochRepeatSampler(range(64), mini_repeat_count=1, batch_size=4, seed=seed)
+        found: list[int] = []
+        for epoch in epochs:
+            sampler.set_epoch(epoch)
+            found = list(sampler)
+        return found
+
+    assert order(0, 2) == order(0, 0, 1, 2)
+    orders = [order(seed, epoch) for seed in (0, 100) for epoch in range(4)]
+    assert all(sorted(one) == list(range(64)) for one in orders)
+    assert len({tuple(one) for one in orders}) == 8
 
 
 def test_a_half_written_checkpoint_is_never_resumed_from(bench: Bench):

@@ -84,13 +84,21 @@ def greedy_of_transformers(trainer: Any, prompts: list[Any]) -> list[list[int]]:
     return generate_groups(trainer.model, prompts, 1, sampling=sampling, device=torch.device("cpu"))
 
 
-def test_appo_trains_on_vllms_rollouts_with_the_weights_of_every_step(bench: Bench, at_the_end: list[Any]):
+def test_appo_trains_on_vllms_rollouts_with_the_weights_of_every_step(
+    bench: Bench, at_the_end: list[Any], monkeypatch: pytest.MonkeyPatch
+):
+    from appo.training.perceiving import Perceiver
+
+    weighed: list[int] = []
+    weigh = Perceiver._weights
+    monkeypatch.setattr(Perceiver, "_weights", lambda *args: weighed.append(1) or weigh(*args))
     seen: dict[str, Any] = {}
     at_the_end.append(comparing(seen))
     threads = torch.get_num_threads()
     summary = bench.train("appo", "training.max_steps=3", *VLLM)
     assert "rollouts with vllm_colocate" in summary.active_parts
     assert "scoring pass" in summary.active_parts[-1]
+    assert len(weighed) == 3, "a second time, in the update, they would multiply the advantages once more"
     assert seen["vllm"] == seen["ours"]
     assert seen["vllm"] != seen["stale"], "an update that changes no token shows nothing about synchronising"
     assert torch.get_num_threads() == threads
@@ -170,6 +178,51 @@ def test_training_does_not_start_when_vllm_sees_something_else(
     reason = "vLLM numbers" if spoiled == "seconds" else "log-probabilities"
     with pytest.raises(RolloutMismatch, match=reason):
         bench.train("appo", *VLLM)
+
+
+def test_every_prompt_is_compared_and_not_the_first_alone(
+    bench: Bench, at_the_end: list[Any], monkeypatch: pytest.MonkeyPatch
+):
+    """Positions a patch off, as rounding of seconds once left a few videos in a hundred."""
+    from appo.training.agreement import RolloutMismatch
+    from appo.training.vllm_rollouts import VLLMRollouts
+
+    roll_out, named = VLLMRollouts.roll_out, []
+
+    def third_is_off(self: Any, prompts: Any, *args: Any) -> Any:
+        third = prompts[2]
+        named.append(third.sample.id)
+        shifted = third.positions.clone()
+        last = int((third.frame_of_token >= 0).nonzero()[-1])
+        shifted[0, last] += 1
+        return roll_out(self, [*prompts[:2], replace(third, positions=shifted), *prompts[3:]], *args)
+
+    monkeypatch.setattr(VLLMRollouts, "roll_out", third_is_off)
+    with pytest.raises(RolloutMismatch, match="vLLM numbers") as caught:
+        bench.train("dapo", *VLLM)
+    assert str(caught.value).startswith(f"sample {named[0]}: ")
+
+
+def test_importance_sampling_is_bounded_as_the_recipe_says(bench: Bench, at_the_end: list[Any]):
+    name = "training.vllm_importance_sampling_"
+    bench.train("dapo", *VLLM, f"{name}mode=token_truncate", f"{name}clip_max=0.75", name="cut")
+    bench.train("dapo", *VLLM, f"{name}mode=sequence_mask", f"{name}clip_max=0.01", name="masked")
+    ratio = "sampling/importance_sampling_ratio"
+    for line in bench.metrics("cut"):
+        assert line[f"{ratio}/max"] == 0.75
+        assert line[f"{ratio}/mean"] == pytest.approx(0.75)
+        assert line["grad_norm"] > 0
+    for line in bench.metrics("masked"):  # every completion lies above the bound
+        assert line[f"{ratio}/max"] == 0
+        assert line["grad_norm"] == 0
+
+
+def test_two_updates_share_what_vllm_drew(bench: Bench, at_the_end: list[Any]):
+    two = ("training.updates_per_rollout=2", "training.max_steps=4", "training.save_every=2")
+    bench.train("appo", *VLLM, *two)
+    drawn = [line for line in bench.metrics() if "rollout/prefix_cache_hit_share" in line]
+    assert [line["step"] for line in drawn] == [1, 3]
+    assert all("appo/weight_max" in line for line in drawn)
 
 
 def test_a_prompt_that_is_too_long_is_named(bench: Bench, at_the_end: list[Any], engine: Any):
