@@ -46,7 +46,9 @@ def refuse_impossible(recipe: Recipe, processes: int) -> None:
     if processes == 1:
         raise LayoutError(f"{name}: shards over processes, and there is one; set training.distributed=ddp")
     if layout.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-        raise LayoutError(f"{name}: needs the package deepspeed; install it, or set training.distributed=fsdp2")
+        raise LayoutError(
+            f"{name}: needs the package deepspeed; install it, or set training.distributed=fsdp2"
+        )
     if not _has_gpu():
         raise LayoutError(f"{name}: needs GPUs, and this machine has none; set training.distributed=ddp")
 
