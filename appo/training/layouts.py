@@ -11,13 +11,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from appo.config import Model, Recipe
 from appo.modeling import features, windows
+
+if TYPE_CHECKING:
+    from appo.config import Model, Recipe
 
 SHARDED = ("fsdp2", "zero2", "zero3")
 

@@ -2,9 +2,10 @@
 
 Between the trainer and an engine, which lives in the training's own process (`ColocatedEngine`) or behind
 `vllm serve` (`appo.training.vllm_server`). TRL's own vLLM path passes images only. What the engine gets are the
-weights that would be published: whole, in `model.dtype`, adapters merged. A group is one request with n = G: its prompt is prefilled once, the other members find it in the prefix cache. The sampled tokens'
-log-probabilities go back to TRL, whose importance-sampling correction makes up for what differs between the
-two engines; APPO reads its attention in the scoring pass that this correction needs.
+weights that would be published: whole, in `model.dtype`, adapters merged. A group is one request with n = G: its prompt
+is prefilled once, the other members find it in the prefix cache. The sampled tokens' log-probabilities go back to TRL,
+whose importance-sampling correction makes up for what differs between the two engines; APPO reads its attention in the
+scoring pass that this correction needs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One launch of the matrix: trainings of one layout and type, one after another, on fixed completions.
 
-Run by `accelerate launch`, or alone for one process. What rollouts would draw is a function of the sample and the member,
-so that every cell scores and trains on the same tokens with the same rewards, and log-probabilities, gradients and
-updates can be compared between layouts and types.
+Run by `accelerate launch`, or alone for one process. What rollouts would draw is a function of the sample and the
+member, so that every cell scores and trains on the same tokens with the same rewards, and log-probabilities, gradients
+and updates can be compared between layouts and types.
 
     python -m tests.training.cells JOB      JOB: JSON, see `Job`
 """
