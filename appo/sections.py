@@ -171,6 +171,10 @@ class Policy(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     beta: Annotated[float, Field(ge=0)] | None = Field(None, description="KL coefficient")
+    kl: Literal["k3", "bias_corrected"] = Field(
+        "k3",
+        description="form of the KL term: GRPO's, or that times the policy's ratio (see docs/algorithm.md)",
+    )
     epsilon_low: Annotated[float, Field(gt=0)] | None = None
     epsilon_high: Annotated[float, Field(gt=0)] | None = None
     loss: Literal["grpo", "dapo"] | None = None
@@ -205,19 +209,37 @@ class Training(Section):
     gradient_accumulation_steps: Positive = 1
     max_steps: Annotated[int, Field(ge=-1)] = Field(-1, description="-1: as many as `epochs` needs")
     epochs: Annotated[float, Field(gt=0)] = 1.0
+    updates_per_rollout: Positive = Field(
+        1, description="optimizer steps on the same completions; of two on, clipping has something to clip"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    lr_schedule: Literal["linear", "constant", "cosine"] = Field(
+        "linear", description="of the learning rate over all steps; linear and cosine fall to 0"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     gradient_checkpointing: bool = True
     seeds: tuple[int, ...] = (0,)
     save_every: Positive = 50
     rollout: Literal["transformers", "vllm_colocate", "vllm_server"] = "transformers"
+    rollout_memory_gib: Annotated[float, Field(gt=0)] = Field(
+        20.0, description="keys and values that rollouts with transformers hold at once, on each process"
+    )
     vllm_server_url: Address | None = None
     vllm_gpu_memory_utilization: Share = 0.3
     vllm_server_memory_utilization: Share = Field(0.9, description="of a rollout server's own GPU")
     vllm_max_model_len: Positive = Field(
         8192, description="tokens of a prompt and its completion in rollouts"
     )
+    vllm_importance_sampling_mode: Literal[
+        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ] = Field(
+        "sequence_mask",
+        description="ratio of the policy's to vLLM's probability: of a token or a whole completion; beyond the bounds "
+        "it is cut to them (truncate) or its tokens leave the loss (mask)",
+    )
+    vllm_importance_sampling_clip_max: Annotated[float, Field(gt=0)] | None = 3.0
+    vllm_importance_sampling_clip_min: Annotated[float, Field(ge=0)] | None = None
     shared_prefix: bool = True
     feature_cache: bool = True
     feature_cache_dir: str | None = Field(
@@ -226,6 +248,28 @@ class Training(Section):
     feature_cache_gib: Annotated[float, Field(gt=0)] = Field(8.0, description="bound of feature_cache_dir")
     feature_cache_memory_gib: Annotated[float, Field(gt=0)] = Field(4.0, description="bound of each process")
     distributed: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Training:
+        updates = self.updates_per_rollout
+        # A checkpoint in between would hold weights without the completions that they are to be updated on again.
+        for name, value in (("save_every", self.save_every), ("max_steps", self.max_steps)):
+            if value > 0 and value % updates:
+                raise ValueError(
+                    f"{name}={value}: must be a multiple of training.updates_per_rollout={updates}, or a rollout's "
+                    f"updates would be cut in two; give {value // updates * updates or updates}"
+                )
+        low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"vllm_importance_sampling_clip_min={low:g}: must be below vllm_importance_sampling_clip_max={high:g}"
+            )
+        if self.vllm_importance_sampling_mode.endswith("truncate") and low is None and high is None:
+            raise ValueError(
+                f"vllm_importance_sampling_mode={self.vllm_importance_sampling_mode}: needs a bound to cut to; give "
+                "training.vllm_importance_sampling_clip_max or _min"
+            )
+        return self
 
 
 class Evaluation(Section):

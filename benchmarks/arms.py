@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from appo.modeling.features import base_model
+from appo.modeling.generation import Sampling
 from appo.modeling.inputs import PromptInputs, vision_kwargs, with_features
 from appo.perception import perception_weights, perception_weights_from_hidden
 from appo.perception.probe import FrameProbe
@@ -199,31 +200,20 @@ class Step:
 
     @torch.no_grad()
     def _roll_out(self, arm: str) -> None:
-        from transformers import GenerationConfig
-
         size, length = self.shape.generations, self.shape.completion
-        config = GenerationConfig(
-            max_new_tokens=length,
-            min_new_tokens=length,
-            do_sample=True,
-            top_k=0,
-            eos_token_id=EOS,
-            pad_token_id=PAD,
-        )
+        sampling = Sampling(length, (EOS,), PAD, min_tokens=length)
         self.model.eval()  # generation wants a cache, which checkpointing in train mode rules out
         if arm in _SHARED:
-            generate_groups(
-                self.model, self.encoded, size, generation_config=config, pad_token_id=PAD, device=self.device
-            )
+            generate_groups(self.model, self.encoded, size, sampling=sampling, device=self.device)
         else:
             prompts = [prompt for prompt in self.plain for _ in range(size)]
-            ids, mask, _ = left_padded(prompts, PAD, self.device)
+            ids, mask = left_padded(prompts, PAD, self.device)
             self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 mm_token_type_ids=torch.stack([p.token_types for p in prompts]).to(self.device),
                 **vision_kwargs(prompts, self.model, self.device),
-                generation_config=config,
+                generation_config=sampling.for_transformers(),
             )
         self.model.train()
 

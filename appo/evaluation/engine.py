@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from appo.config import Recipe
 from appo.evaluation.checkpoints import checkpoint_weights, read_config, weights_bytes
+from appo.modeling.generation import evaluation_sampling, nothing_inherited
 from appo.startup import heavy_imports
 
 if TYPE_CHECKING:
@@ -128,17 +129,8 @@ class VLLMEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        settings = self._settings
-        return SamplingParams(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            repetition_penalty=settings.repetition_penalty,
-            max_tokens=settings.max_tokens,
-            seed=seed,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        sampling = evaluation_sampling(self._settings, self._tokenizer).for_vllm(seed=seed)
+        return SamplingParams(**sampling, output_kind=RequestOutputKind.FINAL_ONLY)
 
     def generate(self, prompts: Prompts, *, seed: int) -> Iterator[tuple[str, Generation]]:
         """Prompts are added while others are generated: the engine waits for a video only when it has nothing
@@ -237,33 +229,24 @@ class TransformersEngine:
 
         from appo.modeling.inputs import vision_kwargs
 
-        settings = self._recipe.evaluation
-        end = self.model.generation_config.eos_token_id or self._tokenizer.eos_token_id
-        ends = {end} if isinstance(end, int) else set(end)
+        sampling = evaluation_sampling(self._recipe.evaluation, self._tokenizer)
         width = max(len(prompt.ids) for prompt in prompts)
-        pad = self._tokenizer.pad_token_id
-        ids = torch.full((len(prompts), width), pad)
+        ids = torch.full((len(prompts), width), sampling.pad_token)
         mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
             start = width - len(prompt.ids)
             ids[row, start:], mask[row, start:], types[row, start:] = prompt.ids, 1, prompt.token_types
-        sampled = self.model.generate(
-            input_ids=ids.to(self._device),
-            attention_mask=mask.to(self._device),
-            mm_token_type_ids=types.to(self._device),
-            **vision_kwargs(prompts, self.model, self._device),
-            do_sample=settings.temperature > 0,
-            temperature=settings.temperature or None,
-            top_p=settings.top_p,
-            top_k=settings.top_k if settings.top_k > 0 else None,
-            repetition_penalty=settings.repetition_penalty,
-            max_new_tokens=settings.max_tokens,
-            pad_token_id=pad,
-            eos_token_id=list(ends),
-        )[:, width:]
+        with nothing_inherited(self.model):
+            sampled = self.model.generate(
+                input_ids=ids.to(self._device),
+                attention_mask=mask.to(self._device),
+                mm_token_type_ids=types.to(self._device),
+                **vision_kwargs(prompts, self.model, self._device),
+                generation_config=sampling.for_transformers(),
+            )[:, width:]
         found = []
         for prompt, row in zip(prompts, sampled.tolist(), strict=True):
-            stop = next((place for place, token in enumerate(row) if token in ends), None)
+            stop = next((place for place, token in enumerate(row) if token in sampling.end_tokens), None)
             kept = row if stop is None else row[: stop + 1]
             text = self._tokenizer.decode(kept, skip_special_tokens=True)
             reason = "length" if stop is None else "stop"

@@ -63,6 +63,7 @@ def _merge(folder: Path, origin: str, out: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
+    from appo.modeling.generation import save_with_its_settings
     from appo.modeling.loading import load_processor
 
     model = AutoModelForImageTextToText.from_pretrained(origin, dtype="auto")
@@ -72,7 +73,7 @@ def _merge(folder: Path, origin: str, out: Path) -> None:
         reason = " ".join(str(error).split())[:300]
         raise AdapterError(f"{folder}: its adapters do not fit {origin}: {reason}") from error
     _check_complete(folder, adapted, origin)
-    adapted.merge_and_unload().save_pretrained(out)
+    save_with_its_settings(adapted.merge_and_unload(), out)
     try:
         processor = load_processor(str(folder))
     except (OSError, ValueError):  # the folder has none of its own

@@ -82,12 +82,28 @@ def appo_attention(
     # Vision blocks have no layer_idx; they see neither packing nor the probe.
     if layer is not None and packed is not None:
         return packed_attention(layer, query, key, value, packed, scaling, sliding_window, frame_probe), None
+    if layer is not None and query.shape[2] == 1 and frame_probe is None and not dropout:
+        return _one_token(query, key, value, attention_mask, scaling), None
     output, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )
     if layer is not None and frame_probe is not None and frame_probe.wants(layer):
         _probe_plain(layer, query, key, scaling, sliding_window, frame_probe)
     return output, None
+
+
+def _one_token(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
+) -> Tensor:
+    """Decoding: query heads that share keys are rows of one product; (B, heads, 1, D) -> (B, 1, heads, D).
+
+    Repeated for every query head, as transformers does under a mask, one layer's keys and values would for a moment be
+    seven times their size in a 7B model.
+    """
+    batch, heads, _, width = query.shape
+    folded = query.reshape(batch, key.shape[1], -1, width)
+    found = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
+    return found.reshape(batch, 1, heads, width)
 
 
 def packed_attention(

@@ -51,7 +51,7 @@ class PromptInputs:
 
     ids, token_types, frame_of_token: (P,) long; types are 0 text, 1 image, 2 video; frame_of_token is the temporal
     patch of a video token, -1 elsewhere (an image beside the video is not a frame). positions: (3, P).
-    seconds_per_grid: of each video. timestamps_s: of each raw frame.
+    seconds_per_grid: float32, of each video; empty for a model that takes none. timestamps_s: of each raw frame.
     """
 
     sample: VideoSample
@@ -124,7 +124,8 @@ def build_inputs(
         frame_of_token[video_tokens] = torch.arange(int(video_tokens.sum())) // per_frame
     if image is not None:
         image_inputs = Vision(encoded["pixel_values"], encoded["image_grid_thw"])
-    seconds = torch.tensor([] if frames is None else [frames.second_per_grid], dtype=torch.float32)
+    known = [] if frames is None or not takes_seconds(model) else [frames.second_per_grid]
+    seconds = torch.tensor(known, dtype=torch.float32)
     positions, _ = vision_features.base_model(model).get_rope_index(
         ids.unsqueeze(0),
         mm_token_type_ids=types.unsqueeze(0),

@@ -33,7 +33,8 @@ def rope_positions(
     """Positions of one unpadded sequence.
 
     token_types: (L,) 0 text, 1 image, 2 video. grids: (type, (t, h, w) before merging, seconds per temporal patch)
-    in order of appearance. Returns (3, L) long: temporal, height, width.
+    in order of appearance. Seconds are float32 numbers, as every processor of these families hands them on. Returns
+    (3, L) long: temporal, height, width.
     """
     blocks: list[Tensor] = []
     following = 0
@@ -48,7 +49,8 @@ def rope_positions(
                 factor = seconds * tokens_per_second if kind == VIDEO else 1.0
                 block = torch.stack(
                     torch.meshgrid(
-                        (torch.arange(t) * factor).long(),
+                        # In float64, as vLLM: a float32 product may round up to the next whole position.
+                        (torch.arange(t, dtype=torch.float64) * factor).long(),
                         torch.arange(h // merge_size),
                         torch.arange(w // merge_size),
                         indexing="ij",

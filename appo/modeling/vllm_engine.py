@@ -49,6 +49,8 @@ def engine_settings(
         # Pixels come normalised by our processor; vLLM would do it once more, silently.
         "mm_device_do_normalize": False,
         "logprobs_mode": "processed_logprobs",
+        # Defaults of vLLM, not of a checkpoint's generation_config; see `appo.modeling.generation` for its ends.
+        "generation_config": "vllm",
     }
     if worker_extension is not None:
         settings["worker_extension_cls"] = worker_extension

@@ -10,6 +10,8 @@ scoring and loss see. The same items travel in process (`engine_input`) and to `
 from __future__ import annotations
 
 import hashlib
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -77,6 +79,41 @@ def served_features(prompt: PromptInputs) -> dict[str, Any] | None:
     }
 
 
+def engine_positions(prompt: PromptInputs, config: Any) -> Tensor:
+    """The (3, P) rotary positions that vLLM's own code makes of what it is handed; no engine is asked.
+
+    config: the model's, of one of FAMILIES. A fraction of a millisecond a thousand tokens, so that every prompt can be
+    compared.
+    """
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+    family = _family(config.model_type)
+    features = [
+        MultiModalFeatureSpec(
+            data=_item(kind, vision, prompt),
+            modality=kind,
+            identifier=kind,
+            mm_position=PlaceholderRange(*_range(prompt, kind)),
+        )
+        for kind, vision in _visions(prompt).items()
+    ]
+    # Both methods read the configuration only, which a stand-in has without weights.
+    model = SimpleNamespace(config=config)
+    model.iter_mm_grid_thw = partial(family.iter_mm_grid_thw, model)
+    positions: Tensor = family.get_mrope_input_positions(model, prompt.ids.tolist(), features)[0]
+    return positions
+
+
+def _family(model_type: str) -> Any:
+    if model_type == "qwen2_vl":
+        from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
+
+        return Qwen2VLForConditionalGeneration
+    from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+
+    return Qwen2_5_VLForConditionalGeneration
+
+
 def content_key(kind: str, vision: Vision, prompt: PromptInputs) -> str:
     """What vLLM knows an item by, in its encoder cache and its prefix cache: equal keys mean equal keys and
     values.
@@ -117,7 +154,7 @@ def _item(kind: str, vision: Vision, prompt: PromptInputs) -> Any:
         name: (MultiModalFieldConfig.flat_from_sizes(kind, rows), vision.tower_input),
         f"{kind}_grid_thw": (MultiModalFieldConfig.batched(kind, keep_on_cpu=True), vision.grid_thw),
     }
-    if kind == "video":
+    if kind == "video" and len(prompt.seconds_per_grid):  # Qwen2-VL takes none, and vLLM would use them
         seconds = prompt.seconds_per_grid
         elements["second_per_grid_ts"] = (MultiModalFieldConfig.batched(kind, keep_on_cpu=True), seconds)
     return MultiModalKwargsItem(

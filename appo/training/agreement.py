@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from appo.modeling.features import base_model
+from appo.modeling.generation import placeholder_tokens
 from appo.modeling.inputs import PromptInputs
-from appo.training.rollouts import generate_groups, placeholder_tokens
+from appo.training.rollouts import generate_groups
 from appo.training.sampling import KeepLogps
 from appo.training.scoring import Row, score
 
@@ -98,26 +99,14 @@ def check_generation(trainer: Any, model: Any, prompt: PromptInputs) -> None:
 
     model: the policy, ready to generate. Raises RolloutMismatch.
     """
-    from transformers import GenerationConfig
-
     keep, where = KeepLogps(), "generation"
-    config = GenerationConfig(
-        max_new_tokens=CHECK_TOKENS,
-        do_sample=True,
-        temperature=trainer.temperature,
-        top_k=0,
-        pad_token_id=trainer._tokenizer.pad_token_id,
-        eos_token_id=trainer.eos_token_ids,
-        disable_compile=True,
-    )
     with _positions_of(model) as seen:
         completions = generate_groups(
             model,
             [prompt],
             CHECK_COMPLETIONS,
-            generation_config=config,
+            sampling=trainer.sampling.untruncated(CHECK_TOKENS),
             seeds=list(range(CHECK_COMPLETIONS)),
-            pad_token_id=trainer._tokenizer.pad_token_id,
             device=trainer.accelerator.device,
             before_draw=keep,
         )

@@ -92,6 +92,12 @@ def check_layout(trainer: Any, folder: Path) -> None:
             f"{folder}: was written by {was}, and {now['processes']} with {now['layout']} run now; "
             "start as many as before, or remove it to start again"
         )
+    step, updates = int(folder.name.rsplit("-", 1)[1]), trainer.num_iterations
+    if step % updates:
+        raise CheckpointMismatch(
+            f"{folder}: lies between two updates of one rollout, whose completions are not in it "
+            f"(training.updates_per_rollout={updates}); take the number it was written with, or remove it to start again"
+        )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -16,11 +16,12 @@ import torch
 
 from appo.config import Recipe
 from appo.data.schema import VideoSample
+from appo.modeling.generation import rollout_sampling
 from appo.modeling.inputs import PromptInputs
 from appo.storage import write_atomic
 from appo.training.layouts import whole_head
 from appo.training.perceiving import group_weights, layers_to_read
-from appo.training.rollouts import generate_groups, placeholder_tokens
+from appo.training.rollouts import generate_groups
 from appo.training.sampling import stream_seed
 from appo.training.scoring import Row, score
 from appo.training.store import PromptStore
@@ -141,10 +142,10 @@ def _look_at(
         model,
         prompts,
         size,
-        generation_config=generation_config(recipe, model, tokenizer),
+        sampling=rollout_sampling(recipe, model, tokenizer),
         seeds=seeds,
-        pad_token_id=tokenizer.pad_token_id,
         device=device,
+        memory_gib=recipe.training.rollout_memory_gib,
     )
     rows = [Row(prompts[i // size], i // size, torch.tensor(ids)) for i, ids in enumerate(sampled)]
     longest = max(len(ids) for ids in sampled)
@@ -198,25 +199,6 @@ def _look_at(
             )
         )
     return seen
-
-
-def generation_config(recipe: Recipe, model: Any, tokenizer: Any) -> Any:
-    """Sampling as in training (temperature, top-p, length); visual placeholder tokens are never sampled."""
-    from transformers import GenerationConfig
-
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
-    return GenerationConfig(
-        max_new_tokens=recipe.policy.max_completion_length,
-        do_sample=True,
-        temperature=recipe.policy.temperature,
-        top_p=recipe.policy.top_p,
-        top_k=0,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(ends | {tokenizer.eos_token_id}),
-        suppress_tokens=placeholder_tokens(model),
-        disable_compile=True,
-    )
 
 
 def _rounded(values: torch.Tensor, digits: int) -> Any:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from appo.modeling import features, windows
+from appo.modeling.generation import save_with_its_settings
 
 if TYPE_CHECKING:
     from appo.config import Model, Recipe
@@ -219,7 +220,7 @@ def publish(trainer: Any, folder: Path, settings: Model) -> None:
         state |= {name: tensor.cpu() for name, tensor in features.tower_names(policy).items()}
     if is_first:
         folder.mkdir(parents=True, exist_ok=True)
-        policy.save_pretrained(folder, state_dict=state)
+        save_with_its_settings(policy, folder, state_dict=state)
         _name_dtype(folder / "config.json", settings.dtype)
     trainer.accelerator.wait_for_everyone()
 

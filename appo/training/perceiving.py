@@ -88,6 +88,7 @@ class Perceiver:
             with torch.no_grad(), trainer.phases("attention"):
                 chunks = trainer._chunks(rows, trainer.args.per_device_train_batch_size)
                 parts = [trainer.score_rows(trainer.model, c, num_tokens, reading=True) for c in chunks]
+            trainer.require_finite("attention", rows, parts)
             self.collect(trainer, [row for c in chunks for row in c], parts, in_loss=False)
         weights = self._weights(trainer, rows, num_tokens)
         output["advantages"] = _per_token(output["advantages"]) * weights

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from appo.training.checkpoints import MARKER
+from appo.training.finite import on_any_process
 
 
 class StepRecorder(TrainerCallback):
@@ -58,7 +58,8 @@ class StepRecorder(TrainerCallback):
             numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
             self.tracker.log_metrics(numbers, step=state.global_step, once=True)
         if self._bar is not None:
-            self._bar.set_postfix(reward=f"{logs.get('reward', 0):.2f}", refresh=False)
+            if "reward" in logs:  # only the first update of a rollout has one
+                self._bar.set_postfix(reward=f"{logs['reward']:.2f}", refresh=False)
             self._bar.update(1)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -80,6 +81,8 @@ class WholeCheckpoints(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """SIGTERM (spot reclaim, node drain): finish the step, save, stop. `stopped` asks the caller for a retry.
 
+    Of several updates on one rollout the last is waited for: a checkpoint has no place for its completions.
+
     It is the same on all processes, which hear a signal at different times or not at all: one that stopped a step before
     the others would leave them waiting for it.
     """
@@ -94,18 +97,11 @@ class StopOnSignal(TrainerCallback):
         self._heard = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.stopped = _on_any_process(self._heard, args.device)
+        heard = on_any_process(self._heard, args.device)
+        self.stopped = heard and state.global_step % args.num_iterations == 0
         if self.stopped:
             control.should_save = True
             control.should_training_stop = True
-
-
-def _on_any_process(flag: bool, device: torch.device) -> bool:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return flag
-    found = torch.tensor(float(flag), device=device)
-    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-    return bool(found)
 
 
 def _kept_lines(path: Path, step: int) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ The task's rewards are the very functions that evaluation scores with; here they
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from appo.config import Recipe
@@ -40,12 +41,17 @@ def trl_rewards(
 def _per_completion(name: str, function: RewardFunction, store: Any) -> Any:
     def reward(completions: Any, sample_id: list[str], **_: Any) -> list[float | None]:
         return [
-            function(completion[0]["content"], store.sample(one))
+            _given(function(completion[0]["content"], store.sample(one)))
             for completion, one in zip(completions, sample_id, strict=True)
         ]
 
     reward.__name__ = name
     return reward
+
+
+def _given(value: float | None) -> float | None:
+    """A reward for TRL, which reads NaN as none at all: one that was computed is a mistake, and must be seen as one."""
+    return math.inf if value is not None and math.isnan(value) else value
 
 
 def _judged(recipe: Recipe, store: Any) -> Any:

@@ -31,8 +31,16 @@ class DrawPerRow(LogitsProcessor):
     def __init__(self, seeds: Sequence[int], device: torch.device):
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self._noise: Tensor | None = None
+        self._broken = torch.zeros(len(seeds), dtype=torch.bool, device=device)
+
+    def broken(self) -> list[int]:
+        """Rows that had no distribution to draw from at some token: a NaN, an infinity, or everything ruled out."""
+        return self._broken.nonzero().flatten().tolist()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # The largest is NaN where any is; -inf alone is what truncation leaves of a token. Asked for at the end only: a
+        # device need not wait here.
+        self._broken |= ~scores.amax(dim=-1).isfinite()
         if self._noise is None:
             self._noise = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
         for row, generator in zip(self._noise, self._generators, strict=True):

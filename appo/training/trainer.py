@@ -8,13 +8,14 @@ Only wiring. TRL's 600-line method and its losses run as they are; overridden ar
 - `_generate_and_score_completions`: refill, streams of advantages, perception weights;
 - `_prepare_inputs`: whole groups to a micro-batch; `_get_train_sampler`: resumable;
 - `_get_per_token_logps_and_entropies`: packed scoring and the frame probe;
-- `_compute_loss`: says which rows the loss is about;
+- `_compute_loss`: says which rows the loss is about; `_get_grad_norm`: no step on what is not finite (`finite`);
 - `save_model`, `_save_optimizer_and_scheduler`, `_load_...`: resumable checkpoints are `checkpoints`' own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,18 @@ from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
 from appo.config import Recipe
 from appo.modeling import features, loading
+from appo.modeling.generation import rollout_sampling
 from appo.modeling.inputs import PromptInputs
 from appo.policy import PolicySettings
 from appo.policy.advantages import group_advantages, stream_rewards, token_advantages
 from appo.policy.spans import tag_masks, token_bytes
 from appo.training import checkpoints, layouts
 from appo.training.agreement import check_generation
+from appo.training.finite import BrokenDistribution, broken_rows, stop_unless_finite
 from appo.training.perceiving import Perceiver
 from appo.training.phases import Phases
 from appo.training.refill import refill
-from appo.training.rollouts import Rollouts, generate_groups, placeholder_tokens
+from appo.training.rollouts import Rollouts, generate_groups
 from appo.training.sampler import EpochRepeatSampler
 from appo.training.sampling import stream_seed
 from appo.training.scoring import Row, Scores, score
@@ -66,8 +69,9 @@ class VideoGRPOTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self._refuse_split_groups()
         layouts.set_precision(self.accelerator, self.dtype)
-        # TRL rules out image tokens only; a sampled video token would stand for features that do not exist.
-        self.generation_config.suppress_tokens = placeholder_tokens(self._policy())
+        # Not TRL's settings, which take over the ends of a checkpoint's generation_config.
+        self.sampling = rollout_sampling(recipe, self._policy(), self._tokenizer)
+        self.eos_token_ids = list(self.sampling.end_tokens)
         self.engine = None if engine is None else engine(self)
         # Only now: TRL's own engine, which takes images alone, was not to be made; its correction is to run.
         self.use_vllm = engine is not None
@@ -184,8 +188,15 @@ class VideoGRPOTrainer(GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, **_: Any
     ) -> tuple[list[list[int]], list[list[float]] | None]:
+        broken: list[str] = []
         with self.phases("rollout"):
-            completions, logps = self._roll_out(num_generations)
+            try:
+                completions, logps = self._roll_out(num_generations)
+            except BrokenDistribution as error:  # of this process; the others are asked first
+                completions, logps, broken = [], None, error.sample_ids
+        if logps is not None:
+            broken = self._samples(row for row, own in enumerate(logps) if not all(map(math.isfinite, own)))
+        stop_unless_finite(self, "rollout", "probabilities to draw from are", broken)
         self.rollouts.tokens = [torch.tensor(ids) for ids in completions]
         self.rollouts.lengths = [len(ids) for ids in completions]
         return completions, logps
@@ -207,9 +218,9 @@ class VideoGRPOTrainer(GRPOTrainer):
                 model,
                 prompts,
                 sizes[0],
-                generation_config=self.generation_config,
+                sampling=self.sampling,
                 seeds=self.rollouts.seeds,
-                pad_token_id=self._tokenizer.pad_token_id,
+                memory_gib=self.recipe.training.rollout_memory_gib,
                 device=self.accelerator.device,
             ), None
 
@@ -220,6 +231,13 @@ class VideoGRPOTrainer(GRPOTrainer):
             gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         first = self.accelerator.process_index * len(prompts)
         own = slice(first, first + len(prompts))
+        # NaN stands for no reward; one that was computed arrives as an infinity (see `rewarding`).
+        infinite = gathered.isinf()
+        names = [
+            name for name, column in zip(self.reward_func_names, infinite.T, strict=True) if column.any()
+        ]
+        rows = infinite[own].any(dim=1).nonzero().flatten().tolist()
+        stop_unless_finite(self, "rewards", f"{', '.join(names)} is", self._samples(rows))
         rewards = dict(zip(self.reward_func_names, gathered.unbind(dim=1), strict=True))
         self.rollouts.rewards = {name: values[own] for name, values in rewards.items()}
         # Not TRL's: those let rounding train a group of equal rewards, and a length alone stand for a reward. Made here,
@@ -236,13 +254,34 @@ class VideoGRPOTrainer(GRPOTrainer):
         self._loss_inputs = dict(inputs)  # the perceiver may scale its advantages before TRL reads them
         try:
             with self.phases("update"):
-                return super()._compute_loss(model, self._loss_inputs)
+                loss: Tensor = super()._compute_loss(model, self._loss_inputs)
+            stop_unless_finite(
+                self, "update", "the loss is", [] if loss.isfinite() else self._samples(self._rows)
+            )
+            return loss
         finally:
             self._rows, self._loss_inputs = [], None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.phases("update"):
             return super().training_step(*args, **kwargs)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Asked between the backward pass and the optimizer (DeepSpeed has stepped by then; nothing is saved yet)."""
+        found = super()._get_grad_norm(model, grad_norm)
+        good = found is None or math.isfinite(float(found))
+        every = range(len(self.rollouts.prompts))
+        stop_unless_finite(self, "update", "the gradient's norm is", [] if good else self._samples(every))
+        return found
+
+    def _samples(self, rows: Iterable[int]) -> list[str]:
+        """Ids of the samples that rows of the generation batch belong to."""
+        return list(dict.fromkeys(self.rollouts.prompts[row].sample.id for row in rows))
+
+    def require_finite(self, phase: str, rows: Sequence[int], parts: Sequence[Scores]) -> None:
+        """Raise NotFinite, on all processes, where a pass gave log-probabilities that are not. Collective."""
+        broken = broken_rows(torch.cat([part.logps.detach() for part in parts]))
+        stop_unless_finite(self, phase, "log-probabilities are", self._samples(rows[i] for i in broken))
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -264,6 +303,7 @@ class VideoGRPOTrainer(GRPOTrainer):
                 self.score_rows(model, rows, logits_to_keep, reading=reading)
                 for rows in self._chunks(self._rows, batch_size or len(self._rows))
             ]
+        self.require_finite(phase, self._rows, parts)
         if perceiver is not None and reading:
             perceiver.collect(self, self._rows, parts, in_loss=in_loss)
         logps = torch.cat([part.logps for part in parts])

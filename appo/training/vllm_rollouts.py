@@ -2,10 +2,10 @@
 
 Between the trainer and an engine, which lives in the training's own process (`ColocatedEngine`) or behind
 `vllm serve` (`appo.training.vllm_server`). TRL's own vLLM path passes images only. What the engine gets are the
-weights that would be published: whole, in `model.dtype`, adapters merged. A group is one request with n = G: its prompt
-is prefilled once, the other members find it in the prefix cache. The sampled tokens' log-probabilities go back to TRL,
-whose importance-sampling correction makes up for what differs between the two engines; APPO reads its attention in the
-scoring pass that this correction needs.
+weights that would be published: whole, in `model.dtype`, adapters merged. A group is one request with n = G: its
+prompt is prefilled once, the other members find it in the prefix cache. The sampled tokens' log-probabilities go
+back to TRL, whose importance-sampling correction makes up for what differs between the two engines; APPO reads its
+attention in the scoring pass that this correction needs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from torch import Tensor
 from appo.config import Recipe
 from appo.modeling import vllm_worker
 from appo.modeling.inputs import PromptInputs
-from appo.modeling.vllm_inputs import check_family, check_length, engine_input
+from appo.modeling.vllm_inputs import check_family, check_length, engine_input, engine_positions
 from appo.training.agreement import CHECK_COMPLETIONS, CHECK_TOKENS, check_logps, check_positions
 from appo.training.layouts import published_weights
-from appo.training.rollouts import placeholder_tokens
+
+LOGPROBS = {"logprobs": 0}  # of the sampled token alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ class VLLMRollouts:
     """
 
     def __init__(self, trainer: Any, engine: Engine):
-        check_family(trainer._policy().config.model_type)
+        self._config = trainer._policy().config
+        check_family(self._config.model_type)
         self._trainer, self._engine = trainer, engine
         self._loaded_step: int | None = None
         self._checked = False
@@ -77,15 +79,22 @@ class VLLMRollouts:
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Completions and their log-probabilities, group after group. seeds: one for each completion.
 
-        Raises RolloutMismatch when, before the first of them, vLLM and the policy disagree about a prompt.
+        Raises RolloutMismatch when vLLM numbers the tokens of any prompt otherwise than the policy does, or, before the
+        first of them, disagrees with it about a prompt's log-probabilities.
         """
         self._synchronise()
+        for prompt in prompts:
+            check_positions(prompt, engine_positions(prompt, self._config), "vLLM")
         if not self._checked:
             self._check(prompts[0])
             self._checked = True
         queries, hits = self._engine.prefix_cache_counts()
         # vLLM gives member i of a request its seed + i.
-        sampling = [self._sampling(n=num_generations, seed=seed >> 1) for seed in seeds[::num_generations]]
+        settings = self._trainer.sampling
+        sampling = [
+            settings.for_vllm(n=num_generations, seed=seed >> 1) | LOGPROBS
+            for seed in seeds[::num_generations]
+        ]
         found = self._engine.generate(prompts, sampling)
         more_queries, more_hits = self._engine.prefix_cache_counts()
         share = (more_hits - hits) / max(1, more_queries - queries)
@@ -103,26 +112,11 @@ class VLLMRollouts:
                 self._engine.load_policy(published_weights(self._trainer._policy(), self._trainer.dtype))
             self._loaded_step = step
 
-    def _sampling(self, **changes: Any) -> dict[str, Any]:
-        trainer = self._trainer
-        return {
-            "temperature": trainer.temperature,
-            "top_p": trainer.top_p,
-            "max_tokens": trainer.max_completion_length,
-            "stop_token_ids": list(trainer.eos_token_ids),
-            # A sampled visual token would stand for features that do not exist.
-            "logit_bias": dict.fromkeys(placeholder_tokens(trainer._policy()), -100.0),
-            "logprobs": 0,  # of the sampled token alone
-            "detokenize": False,
-        } | changes
-
     def _check(self, prompt: PromptInputs) -> None:
         """Compare positions and log-probabilities of one prompt in vLLM and in the policy."""
         trainer = self._trainer
-        sampling = self._sampling(
-            n=CHECK_COMPLETIONS, seed=0, max_tokens=CHECK_TOKENS, top_p=1.0, logit_bias=None
-        )
-        found, positions = self._engine.watched(prompt, sampling)
+        sampling = trainer.sampling.untruncated(CHECK_TOKENS).for_vllm(n=CHECK_COMPLETIONS, seed=0)
+        found, positions = self._engine.watched(prompt, sampling | LOGPROBS)
         check_positions(prompt, positions, "vLLM")
         tokens, logps = [one.tokens for one in found], [one.logps for one in found]
         check_logps(trainer, trainer.model, prompt, tokens, logps, "vLLM")

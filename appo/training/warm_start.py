@@ -23,6 +23,7 @@ from appo.data.frames import FrameSource, open_frames
 from appo.data.manifest import Manifest, ManifestError, read_manifest
 from appo.data.messages import prompt_messages
 from appo.data.schema import VideoSample
+from appo.modeling.generation import Sampling, end_tokens
 from appo.modeling.inputs import PromptInputs, build_inputs, vision_kwargs
 from appo.modeling.loading import prepare
 from appo.prompts import ANSWER, OBSERVATION, THINK, TIME
@@ -137,23 +138,9 @@ def demonstration(sample: VideoSample, template: str) -> str:
 
 def greedy_accuracy(model: Any, tokenizer: Any, prompts: Sequence[PromptInputs], max_tokens: int) -> float:
     """Share of `prompts` whose greedy completion is right, by the parser that rewards and benchmarks use."""
-    from transformers import GenerationConfig
-
-    settings = model.generation_config
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_tokens,
-        eos_token_id=settings.eos_token_id,
-        pad_token_id=settings.pad_token_id,
-    )
-    found = generate_groups(
-        model,
-        prompts,
-        1,
-        generation_config=config,
-        pad_token_id=settings.pad_token_id,
-        device=next(model.parameters()).device,
-    )
+    sampling = Sampling(max_tokens, end_tokens(tokenizer), tokenizer.pad_token_id, temperature=0.0)
+    device = next(model.parameters()).device
+    found = generate_groups(model, prompts, 1, sampling=sampling, device=device)
     texts = tokenizer.batch_decode(found, skip_special_tokens=True)
     scores = [
         accuracy_reward(text, prompt.sample) or 0.0 for text, prompt in zip(texts, prompts, strict=True)

@@ -43,10 +43,10 @@ def launched(
     *overrides: str,
     before: str = "",
     fails: bool = False,
-) -> None:
+) -> str:
     """Train APPO on two processes; the reward of the other tests is installed in each of them.
 
-    before: Python that they run first.
+    before: Python that they run first. Returns what they printed.
     """
     from appo.training.launch import launch_command, write_job
 
@@ -74,8 +74,9 @@ def launched(
     )
     assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-60000:]
     if fails:
-        return
+        return done.stdout + done.stderr
     assert json.loads((bench.folder / name / "summary.json").read_text())["processes"] == 2
+    return done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -143,13 +143,13 @@ def test_training_does_not_start_when_generation_sees_something_else(bench: Benc
     from appo.training.agreement import RolloutMismatch
 
     if spoiled == "positions":  # as other seconds per temporal patch would leave them
-        whole = rollouts.left_padded
+        run = rollouts.prefill
 
-        def other(*args):
-            ids, mask, positions = whole(*args)
-            return ids, mask, positions * torch.tensor([2, 1, 1])[:, None, None]
+        def other(model, prompts, *args):
+            doubled = torch.tensor([2, 1, 1])[:, None]
+            return run(model, [replace(p, positions=p.positions * doubled) for p in prompts], *args)
 
-        monkeypatch.setattr(rollouts, "left_padded", other)
+        monkeypatch.setattr(rollouts, "prefill", other)
     else:
         seen = rollouts.vision_kwargs
 

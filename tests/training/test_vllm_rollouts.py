@@ -71,33 +71,17 @@ def comparing(seen: dict[str, Any]) -> Any:
 
 
 def greedy(rollouts: Any, prompts: list[Any]) -> list[list[int]]:
-    found = rollouts._engine.generate(
-        prompts, [rollouts._sampling(n=1, seed=0, temperature=0.0) for _ in prompts]
-    )
+    sampling = replace(rollouts._trainer.sampling, temperature=0.0).for_vllm(seed=0) | {"logprobs": 0}
+    found = rollouts._engine.generate(prompts, [sampling for _ in prompts])
     return [completion.tokens for (completion,) in found]
 
 
 def greedy_of_transformers(trainer: Any, prompts: list[Any]) -> list[list[int]]:
-    from transformers import GenerationConfig
+    from appo.training.rollouts import generate_groups
 
-    from appo.training.rollouts import generate_groups, placeholder_tokens
-
-    config = GenerationConfig(
-        max_new_tokens=trainer.max_completion_length,
-        do_sample=False,
-        eos_token_id=trainer.eos_token_ids,
-        pad_token_id=trainer._tokenizer.pad_token_id,
-        suppress_tokens=placeholder_tokens(trainer.model),
-    )
     trainer.model.eval()
-    return generate_groups(
-        trainer.model,
-        prompts,
-        1,
-        generation_config=config,
-        pad_token_id=trainer._tokenizer.pad_token_id,
-        device=torch.device("cpu"),
-    )
+    sampling = replace(trainer.sampling, temperature=0.0)
+    return generate_groups(trainer.model, prompts, 1, sampling=sampling, device=torch.device("cpu"))
 
 
 def test_appo_trains_on_vllms_rollouts_with_the_weights_of_every_step(bench: Bench, at_the_end: list[Any]):
