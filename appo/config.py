@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from appo.errors import SettingError
 from appo.sections import (
     Algorithm,
     Cluster,
@@ -58,7 +59,7 @@ __all__ = [
 ]
 
 
-class RecipeError(ValueError):
+class RecipeError(SettingError):
     """A recipe that cannot be run: the message names the file, the key, the value and the remedy."""
 
 

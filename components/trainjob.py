@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from appo.config import Cluster, Recipe
+from appo.errors import UserError
 from appo.plan import Training
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
@@ -28,7 +29,7 @@ RUNTIME = "appo-torch-distributed"
 POLL_S = 5.0
 
 
-class TrainJobFailed(RuntimeError):
+class TrainJobFailed(UserError, RuntimeError):
     """The TrainJob ended otherwise than well; the message holds the reason that Kubernetes or the pod
     gave.
     """

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from appo.errors import UserError
 from pipelines.compile import compile_pipeline
 from pipelines.parameters import overrides_of
 
@@ -25,7 +26,7 @@ POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 DIGEST = "appo-digest: "
 
 
-class ClusterError(RuntimeError):
+class ClusterError(UserError, RuntimeError):
     """The server refused, or could not be reached; the message says what was asked."""
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from appo.errors import UserError
 from pipelines.console import Story
 
 DOING = {
@@ -43,7 +44,7 @@ SAID_LAST = ("compare",)
 PARALLEL = 2
 
 
-class PipelineFailed(RuntimeError):
+class PipelineFailed(UserError, RuntimeError):
     """A step failed; what finished is kept."""
 
 

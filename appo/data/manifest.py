@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from appo.data.schema import SPLITS, SampleError, VideoSample
+from appo.errors import UserError
 from appo.storage import is_s3, read_bytes, write_atomic
 
 KIND, VERSION = "appo.manifest", 1
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError, ValueError):
     """A manifest that cannot be read; names the file, the line and the reason."""
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appo.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 BOOKKEEPING = frozenset({"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"})
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A folder that is no checkpoint: what it lacks."""
 
 

@@ -32,10 +32,6 @@ _EXPERIMENT_TAGS = {
 }
 
 
-class Refused(RuntimeError):
-    """MLflow answered, and the answer is no: sending the same again cannot help."""
-
-
 class MlflowSink:
     """One MLflow address and experiment.
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from appo.errors import UserError
 from appo.modeling.features import base_model
 from appo.modeling.inputs import PromptInputs
 from appo.training.rollouts import generate_groups, placeholder_tokens
@@ -26,7 +27,7 @@ CHECK_COMPLETIONS, CHECK_TOKENS = 4, 8
 TOLERANCE = {"float32": 1e-2, "bfloat16": 0.15}
 
 
-class RolloutMismatch(RuntimeError):
+class RolloutMismatch(UserError, RuntimeError):
     """Generation does not see a prompt as scoring and loss do."""
 
 

@@ -18,6 +18,7 @@ from appo.config import Recipe
 from appo.data.frames import open_frames
 from appo.data.manifest import Manifest, read_manifest
 from appo.data.schema import VideoSample
+from appo.errors import UserError
 from appo.policy import PolicySettings, settings_for
 from appo.rewards import RewardFunction
 from appo.startup import heavy_imports
@@ -27,7 +28,7 @@ STEPS_TO_WARM_UP = 2  # left out of the throughput: first calls allocate and cho
 GROUPS_LOOKED_AT = 32
 
 
-class Interrupted(RuntimeError):
+class Interrupted(UserError, RuntimeError):
     """Training was asked to stop and has saved; run it again to continue."""
 
 
@@ -69,7 +70,7 @@ def train(
 ) -> TrainSummary:
     """Train `model_path` on the manifest's train split; see the module for what lies in `out` afterwards.
 
-    Raises ValueError for settings that do not fit together, Interrupted after a SIGTERM (a checkpoint was saved).
+    Raises SettingError for settings that do not fit together, Interrupted after a SIGTERM (a checkpoint was saved).
     """
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from appo.config import Recipe
+from appo.errors import UserError
 from appo.modeling import vllm_worker
 from appo.modeling.inputs import PromptInputs
 from appo.modeling.vllm_inputs import check_length, served_features
@@ -39,7 +40,7 @@ _SHARD_BYTES = 2 << 30
 _FINAL_ONLY = 2  # of vLLM's RequestOutputKind: by default a request with n > 1 loses members that end early
 
 
-class ServerError(RuntimeError):
+class ServerError(UserError, RuntimeError):
     """The rollout server does not answer, or not as it should; the message says how to start it."""
 
 
