@@ -64,15 +64,39 @@ def recipe_show(
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
     """A recipe in full, with its defaults filled in."""
+    from appo import checks
     from appo.config import load_recipe
 
-    typer.echo(load_recipe(name, overrides).to_yaml(), nl=False)
+    settings = load_recipe(name, overrides)
+    # Where it will run is not known yet, so nothing is said about groups and processes.
+    checks.refuse(checks.Subject(settings), checks.ALONE)
+    typer.echo(settings.to_yaml(), nl=False)
+
+
+@app.command()
+def validate(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe, or a .yaml file")],
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Every check of a recipe that can run on this machine, one line each; status 2 when one finds a problem."""
+    from appo import checks
+    from appo.config import load_recipe
+
+    settings = load_recipe(recipe, overrides)
+    outcomes = checks.run_checks(checks.at_home(settings), checks.able_here())
+    for outcome in outcomes:
+        typer.echo(outcome.line())
+    if found := [outcome.check.name for outcome in outcomes if outcome.problems]:
+        raise checks.CheckFailed(
+            f"recipe {settings.name}: {len(found)} of {len(outcomes)} checks found problems ({', '.join(found)}); "
+            "the lines above say what to change"
+        )
 
 
 @app.command()
 def ui(
     folder: FolderOption = Path("runs/demo"),
-    port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
+    port: Annotated[int, typer.Option(help="on 127.0.0.1", min=1, max=65535)] = 5000,
 ) -> None:
     """Open MLflow's pages over the runs of a local pipeline."""
     store = folder / "mlflow.db"

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from appo import plan
+from appo import checks, plan
 from appo.config import Recipe, RecipeError
 from appo.folders import Mirror, fetch_folder, local_folder
 from appo.handover import Done, Place, checkpoint_of, file_of, numbers
@@ -23,18 +23,13 @@ from appo.storage import StorageError, open_binary, read_bytes, sha256_of, write
 
 
 def validate(recipe: str, overrides: Sequence[str], variants: Sequence[str] = ()) -> Recipe:
-    """The first step: everything that can be refused without data or a GPU is refused here."""
-    from appo.data.sources import check_names
+    """The first step: whatever the checks can find here is refused, before data are read or a GPU is taken.
 
+    Raises CheckFailed with all problems, RecipeError for a recipe that cannot be read.
+    """
     resolved = plan.resolve(recipe, overrides)
-    plan.ablation(resolved, variants)
-    repeated = [seed for seed in resolved.training.seeds if resolved.training.seeds.count(seed) > 1]
-    if repeated:
-        raise RecipeError(f"training.seeds: {repeated[0]} is given twice; a seed counts once")
-    if not resolved.training.seeds or not resolved.algorithms:
-        raise RecipeError("algorithms, training.seeds: name at least one of each")
+    checks.refuse(checks.here(resolved, variants), checks.able_here())
     resolved = _with_fingerprint(resolved)
-    check_names(resolved)
     print(
         f"recipe {resolved.name} ({resolved.digest}): {', '.join(resolved.algorithms)} "
         f"x seeds {', '.join(map(str, resolved.training.seeds))}"

@@ -19,8 +19,9 @@ from typing import Any
 import yaml
 
 from appo.errors import UserError
+from pipelines import catalog
 from pipelines.compile import compile_pipeline
-from pipelines.parameters import overrides_of
+from pipelines.parameters import fitting, overrides_of
 
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 DIGEST = "appo-digest: "
@@ -46,6 +47,20 @@ class Order:
     # default.
     mlflow: Mapping[str, Any] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse what the first step would, as far as can be seen from here; asks no server but a store.
+
+        Raises RecipeError, SettingError for a parameter, UnknownPipeline, CheckFailed with all that checks find.
+        """
+        from appo import checks
+        from appo.config import load_recipe
+
+        given = fitting(
+            catalog.build(self.pipeline, load_recipe(self.recipe, self.overrides)), self.parameters
+        )
+        resolved = load_recipe(self.recipe, [*self.overrides, *overrides_of(given)])
+        checks.refuse(checks.submitted(resolved, given.get("variants", ())), checks.FROM_AFAR)
 
     def arguments(self) -> dict[str, Any]:
         """Values of the pipeline's parameters; the recipe goes as text when the images cannot know it.
@@ -130,8 +145,7 @@ def apply_schedule(client: Any, order: Order, *, name: str, cron: str, namespace
     """
     import kfp_server_api
 
-    if len(cron.split()) != 6:
-        raise ClusterError(f"cron {cron!r}: give six fields, seconds first, such as '0 0 3 * * 1'")
+    check_cron(cron)
     experiment = _experiment(client, order.experiment, namespace)
     spec, arguments = order.spec(), order.arguments()
     digest = hashlib.sha256(
@@ -157,6 +171,12 @@ def apply_schedule(client: Any, order: Order, *, name: str, cron: str, namespace
     for old in found:
         _asked(f"schedule {name}", client.delete_recurring_run, old.recurring_run_id)
     return "replaced" if found else "created"
+
+
+def check_cron(cron: str) -> None:
+    """Raise ClusterError for what Kubeflow would refuse or, worse, read otherwise."""
+    if len(cron.split()) != 6:
+        raise ClusterError(f"cron {cron!r}: give six fields, seconds first, such as '0 0 3 * * 1'")
 
 
 def list_schedules(client: Any, namespace: str, *, name: str | None = None) -> list[Any]:

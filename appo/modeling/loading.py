@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from appo.modeling import attention, features, positions, windows
+from appo.modeling import attention, checkpoints, features, positions, windows
 
 if TYPE_CHECKING:
     from appo.config import Model
 
 
 def load_processor(path: str) -> Any:
-    """The checkpoint's processor, padding on the left as generation wants it."""
+    """The checkpoint's processor, padding on the left as generation wants it. Raises CheckpointError."""
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(path)
+    checkpoints.reach(path)
+    with checkpoints.loading(path):
+        processor = AutoProcessor.from_pretrained(path)
     processor.tokenizer.padding_side = "left"
     return processor
 
@@ -27,16 +29,18 @@ def load_processor(path: str) -> Any:
 def load_policy(path: str, settings: Model, *, implementation: str = attention.NAME) -> nn.Module:
     """Load, refuse what is not supported, and prepare. implementation: "eager" only for comparison.
 
-    Raises UnsupportedModel for an architecture that is not checked.
+    Raises UnsupportedModel for an architecture that is not checked, CheckpointError for what cannot be read.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    attention.check_supported(AutoConfig.from_pretrained(path))  # before gigabytes are read
-    attention.register()
-    model = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=getattr(torch, settings.dtype), attn_implementation=implementation
-    )
+    checkpoints.reach(path)
+    with checkpoints.loading(path):
+        attention.check_supported(AutoConfig.from_pretrained(path))  # before gigabytes are read
+        attention.register()
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=getattr(torch, settings.dtype), attn_implementation=implementation
+        )
     return prepare(model, freeze_vision=settings.freeze_vision)
 
 

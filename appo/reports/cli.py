@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from appo.cli_options import FolderOption, ManifestOption, RecipeOption, SetOption
+from appo.cli_options import FolderOption, ManifestOption, RecipeOption, SetOption, folder_to_write
 
 champion_app = typer.Typer(
     help="The model that won: which one it is, and back to the one before.", no_args_is_help=True
@@ -30,7 +30,9 @@ def explain(
     sample: Annotated[str, typer.Argument(help="id of a sample of the manifest")],
     recipe: RecipeOption,
     manifest: ManifestOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder for explain.html")] = Path("explain"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="folder for explain.html", callback=folder_to_write)
+    ] = Path("explain"),
     seed: Annotated[int, typer.Option(help="of the rollout")] = 0,
     overrides: SetOption = [],  # noqa: B006
 ) -> None:

@@ -23,6 +23,7 @@ def rows_per_process(recipe: Recipe, world_size: int) -> int:
         raise SettingError(
             f"training.prompts_per_step={training.prompts_per_step} x policy.num_generations={size} completions: "
             f"must divide evenly over {world_size} processes x {training.gradient_accumulation_steps} accumulation steps"
+            "; change one of them"
         )
     return total // parts
 

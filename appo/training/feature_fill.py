@@ -14,6 +14,7 @@ from appo.data.frames import open_frames
 from appo.data.manifest import Manifest
 from appo.data.schema import VideoSample
 from appo.errors import SettingError
+from appo.modeling.checkpoints import check_model
 from appo.modeling.feature_cache import open_cache
 from appo.modeling.feature_files import nothing_to_fill
 from appo.training.store import PromptStore
@@ -48,6 +49,7 @@ def fill(
             f"nothing to fill ({reason}): set training.feature_cache_dir to a folder or s3:// URI, "
             "training.feature_cache and model.freeze_vision to true"
         )
+    check_model(model_path)
     model = load_policy(model_path, recipe.model)
     if _has_gpu():
         model = model.to("cuda")

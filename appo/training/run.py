@@ -19,6 +19,7 @@ from appo.data.frames import open_frames
 from appo.data.manifest import Manifest, read_manifest
 from appo.data.schema import VideoSample
 from appo.errors import UserError
+from appo.modeling.checkpoints import check_model
 from appo.policy import PolicySettings, settings_for
 from appo.rewards import RewardFunction
 from appo.startup import heavy_imports
@@ -77,6 +78,7 @@ def train(
     recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"algorithm": algorithm})})
     settings = settings_for(recipe.policy)
     manifest = read_manifest(manifest_path)
+    check_model(model_path)
     session = _Session.open(recipe, settings, manifest, model_path, seed, out, tracker, progress)
     trainer, recorder = session.trainer, session.recorder
     looked_at = _samples_to_look_at(manifest)
