@@ -29,15 +29,6 @@ def file_or_folder(path: Path | None) -> Path | None:
     return path
 
 
-def manifest_to_read(path: Path | None) -> Path | None:
-    """A manifest, or the folder that it lies in."""
-    if path is not None:
-        if not path.exists() or (path.is_dir() and not (path / "manifest.jsonl").is_file()):
-            raise typer.BadParameter(f"{path}: no such manifest; `appo data assemble` writes one")
-        _readable(path)
-    return path
-
-
 def folder_to_write(path: Path | None) -> Path | None:
     """A folder that may be made, or written into."""
     if path is None:
@@ -78,11 +69,5 @@ OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="folder that the result is written to", callback=folder_to_write)
 ]
 ManifestOption = Annotated[
-    Path,
-    typer.Option(
-        "--manifest",
-        "-m",
-        help="manifest.jsonl of an assembled set, or its folder",
-        callback=manifest_to_read,
-    ),
+    Path, typer.Option("--manifest", "-m", help="manifest.jsonl of an assembled set, or its folder")
 ]

@@ -14,7 +14,6 @@ from appo.cli_options import (
     RecipeOption,
     SetOption,
     file_or_folder,
-    manifest_to_read,
 )
 
 if TYPE_CHECKING:
@@ -114,8 +113,7 @@ def compare(
     ] = None,
     folder: FolderOption = Path("runs/demo"),
     manifest: Annotated[
-        Path | None,
-        typer.Option("--manifest", "-m", help="for pictures in the heat maps", callback=manifest_to_read),
+        Path | None, typer.Option("--manifest", "-m", help="for pictures in the heat maps")
     ] = None,
     overrides: SetOption = [],  # noqa: B006
 ) -> None:

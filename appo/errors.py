@@ -120,6 +120,17 @@ def tell(error: BaseException) -> int | None:
     return found.status
 
 
+def status_of(main: Callable[[], int | None]) -> int:
+    """Run the main function of a process; its status, also after an expected mistake, whose lines are written."""
+    try:
+        return main() or 0
+    except Exception as error:
+        status = tell(error)
+        if status is None:
+            raise
+        return status
+
+
 def ends_in_lines(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """Decorator of what pipeline steps call: an expected mistake that leaves it ends the process in its lines.
 

@@ -129,7 +129,9 @@ def open_binary(uri: str | Path) -> BinaryIO:
     try:
         return open(uri, "rb")
     except OSError as error:
-        raise StorageError(f"{uri}: cannot be opened: {error.strerror or error}") from error
+        raise StorageError(
+            f"{uri}: cannot be opened: {error.strerror or error}; see that the path is right and may be read"
+        ) from error
 
 
 def read_bytes(uri: str | Path) -> bytes:

@@ -8,14 +8,7 @@ from typing import Annotated
 
 import typer
 
-from appo.cli_options import (
-    OutOption,
-    RecipeOption,
-    SetOption,
-    file_or_folder,
-    file_to_read,
-    manifest_to_read,
-)
+from appo.cli_options import OutOption, RecipeOption, SetOption, file_or_folder, file_to_read
 
 
 def register(app: typer.Typer) -> None:
@@ -46,13 +39,7 @@ def evaluate(
         str | None, typer.Option(help="the same for videos; default: beside the annotations")
     ] = None,
     manifest: Annotated[
-        Path | None,
-        typer.Option(
-            "--manifest",
-            "-m",
-            help="for key_moment, a manifest's own test split",
-            callback=manifest_to_read,
-        ),
+        Path | None, typer.Option("--manifest", "-m", help="for key_moment, a manifest's own test split")
     ] = None,
     engine: Annotated[str | None, typer.Option(help="vllm or transformers")] = None,
     seeds: Annotated[int | None, typer.Option(help="times that each item is generated")] = None,

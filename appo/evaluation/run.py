@@ -27,7 +27,7 @@ from appo.evaluation.predictions import PredictionLog, parse_prediction
 from appo.evaluation.prefetch import Prefetch
 from appo.evaluation.prompts import PromptMaker, PromptStream, jobs, positions_model, prompt_digest
 from appo.evaluation.scoring import Metrics, flat, metrics_of
-from appo.evaluation.sets import OpenSet, open_sets
+from appo.evaluation.sets import OpenSet, check_files_named, open_sets
 from appo.modeling.adapters import whole_checkpoint
 from appo.modeling.checkpoints import check_model
 from appo.startup import heavy_imports
@@ -81,6 +81,7 @@ def evaluate(
     is done stays: give the same command again), VideoError when more videos fail than `data.max_reject_rate` allows.
     """
     origin = base or (lambda: recipe.model.path)
+    check_files_named(recipe, manifest_path)
     for path in checkpoints.values():
         check_model(path, adapters=True)
     checkpoints = {name: whole_checkpoint(path, origin) for name, path in checkpoints.items()}

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from appo.config import Recipe
-from appo.errors import UserError
+from appo.errors import UserError, status_of
 from appo.modeling import vllm_worker
+from appo.modeling.checkpoints import check_model
 from appo.modeling.inputs import PromptInputs
 from appo.modeling.vllm_inputs import check_length, served_features
 from appo.training.vllm_rollouts import Sampled
@@ -197,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--host", default=None, help="address to bind; default: the host of the URL")
     options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe, [*options.set, "training.rollout=vllm_server"])
+    check_model(options.model)
     place = urlsplit(str(recipe.training.vllm_server_url))
     command, environment = serve_command(
         recipe, options.model, host=options.host or place.hostname or "127.0.0.1", port=place.port or 8000
@@ -221,4 +223,4 @@ def _write(weights: Iterator[tuple[str, Tensor]], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of(main))
