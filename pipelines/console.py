@@ -122,21 +122,21 @@ class Step:
             self._said_s = now
             self._story.say(f"    [dim]{escape(self.label):<18} {escape(text)}[/]")
 
-    def end(self, *, failed: bool) -> bool:
-        """Say how it ended; after a failure also why, out of its log. Whether that was an expected mistake."""
+    def end(self, *, failed: bool) -> list[str]:
+        """Say how it ended; after a failure also why, out of its log. Returns the lines of an expected mistake."""
         self._log.close()
         self._story.remove(self._task)
         took = f"{time.monotonic() - self._started_s:.0f} s"
         if not failed:
             self._story.say(f"[bold green]✓[/] [bold]{escape(self.label):<20}[/] {took}")
-            return False
+            return []
         self._story.say(f"[bold red]✗[/] [bold]{escape(self.label):<20}[/] failed after {took}")
         lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         mistake = said_in(lines)
         for line in mistake or _reason(lines):
             self._story.say(f"    [red]{escape(line)}[/]")
         self._story.say(f"    the whole log: {escape(str(self.log_path))}")
-        return bool(mistake)
+        return mistake
 
 
 def _reason(lines: list[str]) -> list[str]:

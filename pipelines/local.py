@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from appo.errors import UserError
+from appo.errors import PREFIX, UserError
 from pipelines.console import Story
 
 DOING = {
@@ -77,14 +77,16 @@ def run_graph(graph: Any, arguments: Mapping[str, Any], *, folder: Path, story: 
                 raise
             kind = PipelineFailed if failed and all(failed.values()) else StepFailed
             names = ", ".join(failed) or "a step"
-            raise kind(f"{names} failed; fix the reason and give the same command again") from error
+            reasons = [line.removeprefix(PREFIX) for lines in failed.values() for line in lines]
+            said = [f"{names} failed; fix the reason and give the same command again", *reasons]
+            raise kind("\n".join(said)) from error
     _forget_old_runs(folder / "kfp")
 
 
 @contextlib.contextmanager
-def _told_by(story: Story, folder: Path) -> Iterator[dict[str, bool]]:
-    """Inside, steps are run and told here. Gives the failed ones: whether each ended by an expected mistake."""
-    logs, failed = folder / "logs", dict[str, bool]()
+def _told_by(story: Story, folder: Path) -> Iterator[dict[str, list[str]]]:
+    """Inside, steps are run and told here. Gives the failed ones with the lines of their expected mistakes."""
+    logs, failed = folder / "logs", dict[str, list[str]]()
     running: set[subprocess.Popen[bytes]] = set()
     stopping = threading.Event()
 

@@ -56,7 +56,7 @@ def champion_show(
     from appo.config import load_recipe
     from appo.tracking.champion import open_registry
 
-    typer.echo(open_registry(load_recipe(recipe, overrides), folder).describe())
+    typer.echo(open_registry(load_recipe(recipe, overrides), folder, kept=True).describe())
 
 
 @champion_app.command("rollback")
@@ -70,7 +70,7 @@ def champion_rollback(
     from appo.config import load_recipe
     from appo.tracking.champion import open_registry
 
-    champion = open_registry(load_recipe(recipe, overrides), folder).roll_back(reason)
+    champion = open_registry(load_recipe(recipe, overrides), folder, kept=True).roll_back(reason)
     typer.echo(f"champion: version {champion.version}, {champion.uri}")
 
 
@@ -91,6 +91,8 @@ def tracking_upload(
     from appo.tracking.sender import upload
     from appo.tracking.stored import upload_stored
 
+    if not is_s3(folder) and not Path(folder).is_dir():
+        raise typer.BadParameter(f"{folder}: no such folder; name the one that holds a run's journals")
     outcomes = upload_stored(folder, uri=uri) if is_s3(folder) else upload(Path(folder), uri=uri)
     for name, outcome in outcomes.items():
         typer.echo(f"{name}: {outcome}")

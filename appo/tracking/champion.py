@@ -269,11 +269,13 @@ def _version(found: Any) -> ModelVersion:
     return ModelVersion(str(found.version), str(found.source), dict(found.tags or {}))
 
 
-def open_registry(recipe: Recipe, run_dir: Path) -> Registry:
+def open_registry(recipe: Recipe, run_dir: Path, *, kept: bool = False) -> Registry:
     """The registry of the recipe's MLflow store; the registered model is called like the experiment.
 
-    run_dir: folder of mlflow.db, where neither the recipe nor MLFLOW_TRACKING_URI names a server.
+    run_dir: folder of mlflow.db, where neither the recipe nor MLFLOW_TRACKING_URI names a server. kept: refuse a
+    local store that is not there, in place of making it. Raises MlflowAway.
     """
-    from appo.tracking.tracker import open_sink
+    from appo.tracking.tracker import open_kept, open_sink
 
-    return Registry(open_sink(recipe, Path(run_dir)).client, f"{recipe.tracking.experiment}-champion")
+    sink = (open_kept if kept else open_sink)(recipe, Path(run_dir))
+    return Registry(sink.client, f"{recipe.tracking.experiment}-champion")
