@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appo.cli_options import FolderOption, ManifestOption, OutOption, RecipeOption, SetOption
+from appo.cli_options import (
+    FolderOption,
+    ManifestOption,
+    OutOption,
+    RecipeOption,
+    SetOption,
+    file_or_folder,
+)
 
 if TYPE_CHECKING:
     from appo.config import Recipe
@@ -97,7 +104,12 @@ def compare(
     out: OutOption,
     evaluations: Annotated[
         Path | None,
-        typer.Option("--evaluations", "-e", help="output folder of an evaluation; not for an experiment"),
+        typer.Option(
+            "--evaluations",
+            "-e",
+            help="output folder of an evaluation; not for an experiment",
+            callback=file_or_folder,
+        ),
     ] = None,
     folder: FolderOption = Path("runs/demo"),
     manifest: Annotated[
@@ -124,8 +136,9 @@ def compare(
 
 def _checkpoint(settings: Recipe, model: str) -> str:
     from appo.config import RecipeError
+    from appo.modeling.checkpoints import fetched
 
     path = model or settings.model.path
     if path is None:
         raise RecipeError("model.path=null: name the checkpoint to start from with --model")
-    return path
+    return fetched(path)

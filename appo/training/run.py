@@ -18,6 +18,8 @@ from appo.config import Recipe
 from appo.data.frames import open_frames
 from appo.data.manifest import Manifest, read_manifest
 from appo.data.schema import VideoSample
+from appo.errors import UserError
+from appo.modeling.checkpoints import check_model
 from appo.policy import PolicySettings, settings_for
 from appo.rewards import RewardFunction
 from appo.startup import heavy_imports
@@ -27,7 +29,7 @@ STEPS_TO_WARM_UP = 2  # left out of the throughput: first calls allocate and cho
 GROUPS_LOOKED_AT = 32
 
 
-class Interrupted(RuntimeError):
+class Interrupted(UserError, RuntimeError):
     """Training was asked to stop and has saved; run it again to continue."""
 
 
@@ -69,7 +71,7 @@ def train(
 ) -> TrainSummary | None:
     """Train `model_path` on the manifest's train split; see the module for what lies in `out` afterwards.
 
-    Returns the summary, on the first of several processes alone. Raises ValueError for settings that do not fit
+    Returns the summary, on the first of several processes alone. Raises SettingError for settings that do not fit
     together, CheckpointMismatch, and Interrupted after a SIGTERM (a checkpoint was saved).
     """
     began = time.perf_counter()
@@ -77,6 +79,7 @@ def train(
     recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"algorithm": algorithm})})
     settings = settings_for(recipe.policy)
     manifest = read_manifest(manifest_path)
+    check_model(model_path)
     session = _Session.open(recipe, settings, manifest, model_path, seed, out, tracker, progress)
     trainer, recorder = session.trainer, session.recorder
 
