@@ -59,6 +59,11 @@ class Shape:
         return self.frames // 2 * (self.side // PATCH) ** 2
 
     @property
+    def grid(self) -> tuple[int, int, int]:
+        """Temporal patches, rows and columns of patches of a video."""
+        return self.frames // 2, self.side // PATCH, self.side // PATCH
+
+    @property
     def visual_tokens(self) -> int:
         return self.patches // MERGE**2
 
