@@ -29,7 +29,7 @@ data_app = typer.Typer(help="Questions and videos.", no_args_is_help=True)
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.add_typer(data_app, name="data")
-    for command in (train, compare):
+    for command in (train, compare, rehearse):
         app.command()(command)
 
 
@@ -132,6 +132,21 @@ def compare(
         runs, evaluations, store = list(fetched.runs), fetched.evaluations, folder
     made = run_comparison(runs, evaluations, out, recipe=settings, manifest_path=manifest, run_dir=store)
     typer.echo(f"{made.table}\nreport: {made.html}")
+
+
+def rehearse(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe, or a .yaml file")],
+    layers: Annotated[int | None, typer.Option(help="decoder layers to build; default: all")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")] = False,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """The recipe's model at full size with random weights, through every part of a run once, on this CPU."""
+    from appo.config import load_recipe
+    from appo.rehearsal import rehearse as run_rehearsal
+    from appo.rehearsal import table
+
+    found = run_rehearsal(load_recipe(recipe, overrides), layers=layers)
+    typer.echo(found.to_json() if as_json else table(found))
 
 
 def _checkpoint(settings: Recipe, model: str) -> str:

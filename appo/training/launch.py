@@ -37,7 +37,7 @@ class TrainingFailed(RuntimeError):
     """The processes of a training ended with an error; the message holds their last lines."""
 
 
-class LayoutError(ValueError):
+class LayoutError(UserError, ValueError):
     """A layout that this machine cannot run: the setting, its value, the remedy."""
 
 

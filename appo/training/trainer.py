@@ -342,10 +342,12 @@ class VideoGRPOTrainer(GRPOTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The published checkpoint. Resumable ones hold the masters instead."""
         if not _internal_call:
-            layouts.publish(self, Path(str(output_dir)), self.recipe.model)
+            with self.phases("publish"):
+                layouts.publish(self, Path(str(output_dir)), self.recipe.model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        checkpoints.save_state(self, Path(output_dir))
+        with self.phases("checkpoint"):
+            checkpoints.save_state(self, Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Weights come back with their moments, once the model lies where it will train."""
