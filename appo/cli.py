@@ -15,12 +15,14 @@ from typing import Annotated
 import typer
 
 from appo import cli_steps
+from appo.cli_ending import Commands
 from appo.cli_options import FolderOption, RecipeOption, SetOption
 from appo.evaluation import cli as evaluation_cli
 from appo.reports import cli as reports_cli
 
 app = typer.Typer(
     name="appo",
+    cls=Commands,
     help="Attention-guided Perception Policy Optimization for video-language models, as a pipeline.",
     no_args_is_help=True,
     add_completion=False,
@@ -35,6 +37,16 @@ reports_cli.register(app)
 # The graphs stand above this package; they are added by name, so that the library never depends on them.
 for _name in ("pipeline", "schedule"):
     app.add_typer(getattr(import_module("pipelines.commands"), _name), name=_name)
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="show the traceback of expected mistakes too; or set APPO_DEBUG=1")
+    ] = False,
+) -> None:
+    # Taken out of the words before they get here, so that it may stand anywhere; declared for the help.
+    del debug
 
 
 @recipe_app.command("list")
@@ -52,15 +64,39 @@ def recipe_show(
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
     """A recipe in full, with its defaults filled in."""
+    from appo import checks
     from appo.config import load_recipe
 
-    typer.echo(load_recipe(name, overrides).to_yaml(), nl=False)
+    settings = load_recipe(name, overrides)
+    # Where it will run is not known yet, so nothing is said about groups and processes.
+    checks.refuse(checks.Subject(settings), checks.ALONE)
+    typer.echo(settings.to_yaml(), nl=False)
+
+
+@app.command()
+def validate(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe, or a .yaml file")],
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Every check of a recipe that can run on this machine, one line each; status 2 when one finds a problem."""
+    from appo import checks
+    from appo.config import load_recipe
+
+    settings = load_recipe(recipe, overrides)
+    outcomes = checks.run_checks(checks.at_home(settings), checks.able_here())
+    for outcome in outcomes:
+        typer.echo(outcome.line())
+    if found := [outcome.check.name for outcome in outcomes if outcome.problems]:
+        raise checks.CheckFailed(
+            f"recipe {settings.name}: {len(found)} of {len(outcomes)} checks found problems ({', '.join(found)}); "
+            "the lines above say what to change"
+        )
 
 
 @app.command()
 def ui(
     folder: FolderOption = Path("runs/demo"),
-    port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
+    port: Annotated[int, typer.Option(help="on 127.0.0.1", min=1, max=65535)] = 5000,
 ) -> None:
     """Open MLflow's pages over the runs of a local pipeline."""
     store = folder / "mlflow.db"
@@ -77,17 +113,8 @@ def ui(
 
 
 def main() -> None:
-    """Run the command line; errors that appo raises on purpose are printed without a traceback."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        typer.echo("interrupted; give the same command again to continue", err=True)
-        sys.exit(130)
-    except Exception as error:  # only ours are shortened; everything else goes on as it is
-        if not type(error).__module__.startswith(("appo.", "pipelines.")):
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    """Run the command line; `appo.cli_ending` says how it ends."""
+    app()
 
 
 __all__ = ["RecipeOption", "app", "main"]

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appo.cli_options import FolderOption, ManifestOption, OutOption, RecipeOption, SetOption
+from appo.cli_options import (
+    FolderOption,
+    ManifestOption,
+    OutOption,
+    RecipeOption,
+    SetOption,
+    file_or_folder,
+)
 
 if TYPE_CHECKING:
     from appo.config import Recipe
@@ -22,7 +29,7 @@ data_app = typer.Typer(help="Questions and videos.", no_args_is_help=True)
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.add_typer(data_app, name="data")
-    for command in (train, compare):
+    for command in (train, compare, rehearse):
         app.command()(command)
 
 
@@ -97,7 +104,12 @@ def compare(
     out: OutOption,
     evaluations: Annotated[
         Path | None,
-        typer.Option("--evaluations", "-e", help="output folder of an evaluation; not for an experiment"),
+        typer.Option(
+            "--evaluations",
+            "-e",
+            help="output folder of an evaluation; not for an experiment",
+            callback=file_or_folder,
+        ),
     ] = None,
     folder: FolderOption = Path("runs/demo"),
     manifest: Annotated[
@@ -122,10 +134,26 @@ def compare(
     typer.echo(f"{made.table}\nreport: {made.html}")
 
 
+def rehearse(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe, or a .yaml file")],
+    layers: Annotated[int | None, typer.Option(help="decoder layers to build; default: all")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")] = False,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """The recipe's model at full size with random weights, through every part of a run once, on this CPU."""
+    from appo.config import load_recipe
+    from appo.rehearsal import rehearse as run_rehearsal
+    from appo.rehearsal import table
+
+    found = run_rehearsal(load_recipe(recipe, overrides), layers=layers)
+    typer.echo(found.to_json() if as_json else table(found))
+
+
 def _checkpoint(settings: Recipe, model: str) -> str:
     from appo.config import RecipeError
+    from appo.modeling.checkpoints import fetched
 
     path = model or settings.model.path
     if path is None:
         raise RecipeError("model.path=null: name the checkpoint to start from with --model")
-    return path
+    return fetched(path)

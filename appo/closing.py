@@ -10,7 +10,10 @@ import json
 import os
 from pathlib import Path
 
+from appo.errors import ends_in_lines
 
+
+@ends_in_lines
 def close_runs(storage: str) -> dict[str, str]:
     """Close what this pipeline run (KFP_RUN_ID) left open below `storage`. Returns journal name -> outcome."""
     from appo.tracking.stored import upload_stored

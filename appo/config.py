@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from appo.errors import SettingError, one_line
 from appo.sections import (
     Algorithm,
     Cluster,
@@ -58,7 +59,7 @@ __all__ = [
 ]
 
 
-class RecipeError(ValueError):
+class RecipeError(SettingError):
     """A recipe that cannot be run: the message names the file, the key, the value and the remedy."""
 
 
@@ -75,10 +76,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError naming file, key, value and remedy.
     """
     text, origin = _read(name_or_path)
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{origin}: is not valid YAML: {error}") from error
+    values = _yaml(text, origin) or {}
     if not isinstance(values, dict):
         raise RecipeError(f"{origin}: must be a mapping of sections, found {type(values).__name__}")
     for override in overrides:
@@ -88,15 +86,28 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(text: str) -> Recipe:
     """A recipe from the text (YAML, or JSON) that an earlier pipeline step handed over."""
-    return _validated(yaml.safe_load(text), "resolved recipe")
+    return _validated(_yaml(text, "resolved recipe"), "resolved recipe")
+
+
+def _yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{origin}: is not valid YAML: {one_line(error)}; mend it there") from error
 
 
 def _read(name_or_path: str) -> tuple[str, str]:
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
-            raise RecipeError(f"{path}: no such recipe file")
-        return path.read_text(encoding="utf-8"), str(path)
+            is_folder = path.is_dir()
+            raise RecipeError(
+                f"{path}: {'is a folder, no recipe file' if is_folder else 'no such recipe file'}; name a .yaml file"
+            )
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{path}: is not UTF-8 text ({error.reason}); name a .yaml file") from error
     if name_or_path not in recipe_names():
         raise RecipeError(
             f"recipe {name_or_path!r}: unknown; shipped are {', '.join(recipe_names())}, or give a .yaml"
@@ -119,7 +130,12 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise RecipeError(f"--set {override}: {parent} is a value, not a section")
         node = child
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"--set {override}: the value is not valid YAML: {one_line(error, 160)}; quote it"
+        ) from error
     # YAML 1.1 reads 1e-6 as a string; a number is meant.
     if isinstance(value, str):
         with contextlib.suppress(ValueError):  # a word, as most strings are

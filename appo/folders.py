@@ -17,11 +17,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+from appo.errors import UserError
 from appo.storage import StorageError, fetch, is_s3
 
 COMPLETE = ".complete"
 CHECKPOINT_MARKER = "COMPLETE"  # written last into each checkpoint folder by the training
 log = logging.getLogger("appo.folders")
+
+
+class FolderMissing(UserError, FileNotFoundError):
+    """What an earlier step was to leave is not there, or not whole; the message names the place."""
 
 
 def local_folder(location: str) -> Path:
@@ -42,19 +47,20 @@ def local_folder(location: str) -> Path:
 def fetch_folder(location: str) -> Path:
     """A folder of this machine with everything that lies at `location`.
 
-    Raises FileNotFoundError when nothing lies there, and for an S3 prefix whose publishing did not finish.
+    Raises FolderMissing when nothing lies there, and for an S3 prefix whose publishing did not finish.
     """
     if not is_s3(location):
         if not Path(location).is_dir():
-            raise FileNotFoundError(
-                f"{location}: left there by an earlier step, and gone; run that step again"
-            )
+            raise FolderMissing(f"{location}: left there by an earlier step, and gone; run that step again")
         return Path(location)
     folder = local_folder(location)
     if not (folder / COMPLETE).is_file():
         names = _names(location)
         if COMPLETE not in names:
-            raise FileNotFoundError(f"{location}: not complete; run the step that writes there again")
+            raise FolderMissing(
+                f"{location}: holds no {COMPLETE}, which is written last, so it is not complete; "
+                "run the step that writes there again"
+            )
         _download(location, folder, (name for name in names if name != COMPLETE))
         (folder / COMPLETE).touch()
     return folder

@@ -11,6 +11,7 @@ import os
 import sys
 
 from appo import plan, steps
+from appo.errors import status_of
 from appo.plan import Training
 
 
@@ -34,4 +35,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

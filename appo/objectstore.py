@@ -12,24 +12,33 @@ import base64
 import hashlib
 import io
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from appo.errors import one_line
 from appo.storage import StorageError, StoreError
 
 T = TypeVar("T")
 ATTEMPTS = 6
 MISMATCHES = 3  # of a checksum, before the stored object is blamed
 BACKOFF_S, BACKOFF_LIMIT_S = 0.2, 10.0  # doubled each time, with jitter: about 6 s over all attempts
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 45
+FIRST_ANSWER_S = (
+    25.0  # an address from which nothing came for so long is taken for wrong, and not tried again
+)
 PIECE_BYTES = 1 << 16  # what a broken connection can lose
 READ_AHEAD = 1 << 20  # a seek into an archive fetches at least this much
 PART_BYTES = 16 << 20  # of a multipart upload; S3 allows 10,000 parts, so objects up to 160 GB
 OUR_SHA256 = "appo-sha256"  # metadata key
 _TRANSIENT = {"500", "502", "503", "504", "InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout"}
+
+
+# Whether the store has answered this process at all, if only to refuse.
+_answered = threading.Event()
 
 
 class _Mismatch(Exception):
@@ -286,23 +295,30 @@ def _retry(uri: str, call: Callable[[], T]) -> T:
     """
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
+    started = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return call()
+            result = call()
+            _answered.set()
+            return result
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise StoreError(
                 f"{uri}: no complete S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
                 "AWS_PROFILE, or give the pod's service account a role"
             ) from error
         except ClientError as error:
+            _answered.set()
             code = str(error.response.get("Error", {}).get("Code", ""))
             status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
             if attempt == ATTEMPTS or not _TRANSIENT & {code, status}:
                 kind = StorageError if _missing(code, status) else StoreError
                 raise kind(f"{uri}: {_in_words(code, status, attempt)}") from error
         except (*_broken_reads(), BotoCoreError) as error:
-            if attempt == ATTEMPTS:
-                raise StoreError(f"{uri}: not reached in {attempt} attempts: {error}") from error
+            silent = not _answered.is_set() and time.monotonic() - started > FIRST_ANSWER_S
+            if attempt == ATTEMPTS or silent:
+                raise StoreError(
+                    f"{uri}: not reached in {attempt} attempts: {one_line(error)}; see AWS_ENDPOINT_URL and the network"
+                ) from error
         except _Mismatch as error:
             if attempt == MISMATCHES:
                 raise StorageError(f"{uri}: does not match its checksum; store it again") from error

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appo.config import Perception, Recipe, RecipeError, load_recipe
+from appo.errors import ends_in_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ def ablation(recipe: Recipe, variants: Sequence[str]) -> list[tuple[Training, Re
     ]
 
 
+@ends_in_lines
 def data_overrides(
     *,
     quotas: Mapping[str, Any] | None = None,

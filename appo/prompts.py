@@ -9,6 +9,8 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
+from appo.errors import SettingError
+
 THINK, ANSWER, TIME, OBSERVATION = "think", "answer", "time", "observation"
 
 REASONING_TEMPLATE = (
@@ -66,10 +68,13 @@ def build_prompt(
     """The user text of one sample.
 
     template: a key of TEMPLATES. The grounding template also needs `duration_s` (seconds) and `num_frames` (the
-    frames the model really sees). Raises KeyError for an unknown template, ValueError when those are missing.
+    frames the model really sees). Raises KeyError for an unknown template, SettingError when those are missing.
     """
     if template == "grounding" and (duration_s is None or num_frames is None):
-        raise ValueError("template=grounding: needs duration_s and num_frames of the sampled video")
+        raise SettingError(
+            "data.template=grounding: needs duration_s and num_frames of a sampled video; "
+            "choose another template for samples without one"
+        )
     return TEMPLATES[template].format(
         question=with_options(question, options),
         duration="" if duration_s is None else f"{duration_s:g}",

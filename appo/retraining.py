@@ -11,10 +11,12 @@ from typing import Any
 
 from appo import plan
 from appo.config import Recipe
+from appo.errors import ends_in_lines
 from appo.folders import fetch_folder, local_folder
 from appo.handover import Done, Place, file_of, numbers
 
 
+@ends_in_lines
 def gate(recipe: Recipe, storage: str, *, manifest: str) -> Done:
     """Whether a retraining has anything to learn, and the champion (location "" without one)."""
     from appo.data.manifest import read_manifest
@@ -26,6 +28,7 @@ def gate(recipe: Recipe, storage: str, *, manifest: str) -> Done:
     return Done(location=location, metadata={"train": found.train}, text=found.reason)
 
 
+@ends_in_lines
 def promote(
     recipe: Recipe,
     storage: str,

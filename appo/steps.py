@@ -1,7 +1,8 @@
 """What each step of a pipeline does, in terms of the library: plain arguments in, a `Done` out.
 
-The components call these and decide nothing; the command line calls them for single steps. A step computes
-in a folder of this machine (the storage root itself, or a scratch folder when storage is S3), then publishes.
+The components call these and decide nothing; the command line calls them for single steps. An expected mistake ends
+the process of a step in its lines. A step computes in a folder of this machine (the storage root itself, or a scratch
+folder when storage is S3), then publishes.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from appo import plan
+from appo import checks, plan
 from appo.config import Recipe, RecipeError
+from appo.errors import ends_in_lines
 from appo.folders import Mirror, fetch_folder, local_folder
 from appo.handover import Done, Place, checkpoint_of, file_of, numbers
 from appo.plan import Training
@@ -22,19 +24,15 @@ from appo.startup import heavy_imports
 from appo.storage import StorageError, open_binary, read_bytes, sha256_of, write_atomic
 
 
+@ends_in_lines
 def validate(recipe: str, overrides: Sequence[str], variants: Sequence[str] = ()) -> Recipe:
-    """The first step: everything that can be refused without data or a GPU is refused here."""
-    from appo.data.sources import check_names
+    """The first step: whatever the checks can find here is refused, before data are read or a GPU is taken.
 
+    Raises CheckFailed with all problems, RecipeError for a recipe that cannot be read.
+    """
     resolved = plan.resolve(recipe, overrides)
-    plan.ablation(resolved, variants)
-    repeated = [seed for seed in resolved.training.seeds if resolved.training.seeds.count(seed) > 1]
-    if repeated:
-        raise RecipeError(f"training.seeds: {repeated[0]} is given twice; a seed counts once")
-    if not resolved.training.seeds or not resolved.algorithms:
-        raise RecipeError("algorithms, training.seeds: name at least one of each")
+    checks.refuse(checks.here(resolved, variants), checks.able_here())
     resolved = _with_fingerprint(resolved)
-    check_names(resolved)
     print(
         f"recipe {resolved.name} ({resolved.digest}): {', '.join(resolved.algorithms)} "
         f"x seeds {', '.join(map(str, resolved.training.seeds))}"
@@ -56,6 +54,7 @@ def _with_fingerprint(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"fingerprint": found})})
 
 
+@ends_in_lines
 def assemble(recipe: Recipe, storage: str) -> Done:
     """Videos and questions -> the manifest that every later step reads."""
     from appo.data.assemble import assemble as assemble_data
@@ -72,6 +71,7 @@ def assemble(recipe: Recipe, storage: str) -> Done:
     )
 
 
+@ends_in_lines
 def base_model(recipe: Recipe, storage: str, *, manifest: str) -> Done:
     """The weights that every training starts from: the recipe's checkpoint, or a warm start made here."""
     if recipe.model.path is not None:
@@ -94,6 +94,7 @@ def base_model(recipe: Recipe, storage: str, *, manifest: str) -> Done:
     )
 
 
+@ends_in_lines
 def features(recipe: Recipe, *, manifest: str, model: str) -> Done:
     """The features of every video, computed once before trainings that would each compute them."""
     from appo.modeling.feature_files import nothing_to_fill
@@ -114,6 +115,7 @@ def features(recipe: Recipe, *, manifest: str, model: str) -> Done:
     )
 
 
+@ends_in_lines
 def train(recipe: Recipe, storage: str, training: Training, *, manifest: str, model: str) -> Done:
     """One algorithm with one seed; continues from its newest whole checkpoint, and is not repeated when
     finished.
@@ -130,6 +132,7 @@ def train(recipe: Recipe, storage: str, training: Training, *, manifest: str, mo
     return trained(recipe, storage, training)
 
 
+@ends_in_lines
 def trained(recipe: Recipe, storage: str, training: Training) -> Done:
     """What a finished training tells the next steps, read from where it published."""
     location = plan.layout(recipe, storage).training(training)
@@ -218,6 +221,7 @@ class _Machines:
         return cls(count, rank, os.environ.get("PET_MASTER_ADDR"), here * count)
 
 
+@ends_in_lines
 def evaluate(
     recipe: Recipe,
     storage: str,
@@ -256,6 +260,7 @@ def evaluate(
     return Done(location=place.location, metrics=scores, text=json.dumps(results, indent=2, default=str))
 
 
+@ends_in_lines
 def compare(
     recipe: Recipe, storage: str, *, manifest: str, runs: Sequence[Mapping[str, Any]], evaluations: str
 ) -> Done:

@@ -15,10 +15,12 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from appo.errors import UserError
+
 READ_CHUNK = 1 << 20
 
 
-class StorageError(OSError):
+class StorageError(UserError, OSError):
     """A file or object that cannot be read or written; the message names it, the reason and the remedy."""
 
 
@@ -26,7 +28,7 @@ class StoreError(StorageError):
     """The store itself fails or refuses: it is down, or lacks credentials or a permission. No file is to blame."""
 
 
-class UnsafePath(ValueError):
+class UnsafePath(UserError, ValueError):
     """A name that leaves, or tries to leave, the folder it is relative to."""
 
 
@@ -127,7 +129,9 @@ def open_binary(uri: str | Path) -> BinaryIO:
     try:
         return open(uri, "rb")
     except OSError as error:
-        raise StorageError(f"{uri}: cannot be opened: {error.strerror or error}") from error
+        raise StorageError(
+            f"{uri}: cannot be opened: {error.strerror or error}; see that the path is right and may be read"
+        ) from error
 
 
 def read_bytes(uri: str | Path) -> bytes:

@@ -59,7 +59,7 @@ class Step:
 
     def run(self, arm: str, *, rollout: bool, scoring: bool = True) -> None:
         """scoring=False: on-policy without a scoring pass; attention is then read in the update."""
-        with _timed_probe(self.phases):
+        with _timed_probe(self.phases), self._autocast():
             if rollout:
                 with self.phases("rollout"):
                     self._roll_out(arm)
@@ -68,6 +68,11 @@ class Step:
             with self.phases("optimizer"):
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+
+    def _autocast(self) -> Any:
+        """As the trainer runs: bfloat16 products over float32 masters."""
+        half = self.shape.dtype == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     def _train_on(self, arm: str, group: int, scoring: bool) -> None:
         rows = self._rows(arm, group)
@@ -98,7 +103,8 @@ class Step:
                 with self.phases("weights"):
                     weights = self._weights(rows, found, lengths)
             loss = self._loss(found.logps, old, group, lengths, weights)
-            loss.backward()
+            with torch.autocast(self.device.type, enabled=False):
+                loss.backward()
 
     def _rows(self, arm: str, group: int) -> list[Row]:
         prompt = (self.encoded if arm in _SHARED else self.plain)[group]

@@ -1,16 +1,15 @@
-"""A shape -> how many multiply-adds each way of running a step needs: the model that measurements stand
-beside.
+"""A shape -> how many operations each way of running a step needs: the count that measurements stand beside.
 
-Counts matrix products only (two operations a multiply-add, a backward pass twice the forward, a recomputed
-forward under gradient checkpointing); rollouts and the optimizer are left out. What a machine adds to it is
-bandwidth and calls.
+`appo.modeling.counts` for the lengths that the benchmarks run; rollouts and the optimizer are left out.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.shapes import Shape
+from appo.modeling import counts
+from appo.modeling.architecture import Architecture, Text, Tower
+from benchmarks.shapes import MERGE, PATCH, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,45 +32,51 @@ def lengths(shape: Shape) -> list[int]:
 
 def count(shape: Shape, *, shared: bool) -> Count:
     """shared: one prompt and one set of cached features per group; else each completion has both."""
-    prompt, each = shape.prompt, lengths(shape)
+    sizes, group = architecture(shape), counts.Group(shape.prompt, tuple(lengths(shape)))
     if shared:
-        tokens = prompt - 1 + sum(each)
-        pairs = (prompt - 1) ** 2 / 2 + sum(n * (prompt - 1) + n * n / 2 for n in each)
-        scored, vision = sum(each), 0.0
+        forward = counts.packed(sizes, [group])
     else:
-        padded = prompt + shape.completion
-        tokens = padded * shape.generations
-        pairs = shape.generations * padded**2 / 2
-        scored, vision = shape.completion * shape.generations, shape.generations * tower(shape)
-    text = tokens * 2 * body(shape) + pairs * 4 * shape.hidden * shape.layers
-    head = scored * 2 * shape.hidden * shape.vocabulary
-    passes = 4 if shape.checkpointing else 3
-    # The tower is frozen: it runs forward only. TRL's fused head makes its gradient in the forward pass.
-    return Count(text + head + vision, passes * text + 3 * head + vision)
+        forward = counts.padded(sizes, [group], shape.completion)
+        forward += counts.encoding(sizes, [shape.grid] * shape.generations)
+    update = counts.update(forward, layers_again=shape.checkpointing, head_again=True)
+    return Count(forward.total, update.total)
 
 
 def token_weights(shape: Shape, rows: int) -> float:
-    """Operations of the head on the rows that APPO's weights are made of, in bfloat16: one pass over the vocabulary for
-    their normalisers, one for the divergence. (In float32 the normalisers are known: half of it.)
-    """
-    return 2 * 2 * rows * shape.hidden * shape.vocabulary
+    """Operations of the head on the rows that APPO's weights are made of, in bfloat16."""
+    return counts.token_weights(architecture(shape), rows, normalizers_known=False).total
 
 
-def body(shape: Shape) -> float:
-    """Weights of the text layers that multiply each token."""
-    key_value = shape.hidden * shape.key_value_heads // shape.heads
-    return shape.layers * (
-        2 * shape.hidden**2 + 2 * shape.hidden * key_value + 3 * shape.hidden * shape.intermediate
+def architecture(shape: Shape) -> Architecture:
+    """The sizes of the model that `shapes.build_model` makes."""
+    text = Text(
+        hidden=shape.hidden,
+        intermediate=shape.intermediate,
+        layers=shape.layers,
+        heads=shape.heads,
+        key_value_heads=shape.key_value_heads,
+        head_dim=shape.hidden // shape.heads,
+        vocabulary=shape.vocabulary,
+        tied=shape.tied,
+        biases=True,
+        head_norms=False,
     )
-
-
-def tower(shape: Shape) -> float:
-    """Operations that encode one video: windows of 8 x 8 patches, whole frames in the full layers."""
-    width, patches = shape.vision_hidden, shape.patches
-    weights = shape.vision_layers * (4 * width**2 + 3 * width * shape.vision_intermediate)
-    frame = (shape.side // 14) ** 2
-    seen = [
-        frame if layer in shape.full_attention else min(64, frame) for layer in range(shape.vision_layers)
-    ]
-    merger = patches / 4 * ((4 * width) ** 2 + 4 * width * shape.hidden)
-    return 2 * (patches * (weights + 3 * 2 * 14 * 14 * width) + merger) + patches * 4 * width * sum(seen)
+    tower = Tower(
+        hidden=shape.vision_hidden,
+        intermediate=shape.vision_intermediate,
+        layers=shape.vision_layers,
+        heads=shape.vision_heads,
+        out=shape.hidden,
+        patch=PATCH,
+        temporal=2,
+        merge=MERGE,
+        channels=3,
+        gated=True,
+        centred_norms=False,
+        patch_bias=False,
+        full_layers=shape.full_attention,
+        window=112,
+        positions=0,
+        deepstack=0,
+    )
+    return Architecture(shape.name, "qwen2_5_vl", text, tower, config={}, processor={}, source=__name__)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from appo.data.schema import VideoSample
-from appo.modeling import loading
+from appo.modeling import features, loading
 from appo.modeling.attention import register
 from appo.modeling.features import base_model
 from appo.modeling.inputs import PromptInputs, Vision
@@ -27,7 +27,7 @@ PATCH, MERGE = 14, 2
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """Sizes of model and step. frames: raw frames; side: pixels; text: prompt tokens beside the video;
-    completion: N, the longest completion; generations: G.
+    completion: N, the longest completion; generations: G; lora: rank of adapters, 0 for full fine-tuning.
     """
 
     name: str
@@ -51,11 +51,17 @@ class Shape:
     groups: int = 1
     dtype: str = "bfloat16"
     checkpointing: bool = True
+    lora: int = 0
 
     @property
     def patches(self) -> int:
         """Patches of a video that enter the tower."""
         return self.frames // 2 * (self.side // PATCH) ** 2
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Temporal patches, rows and columns of patches of a video."""
+        return self.frames // 2, self.side // PATCH, self.side // PATCH
 
     @property
     def visual_tokens(self) -> int:
@@ -104,7 +110,10 @@ SHAPES = {
 
 
 def build_model(shape: Shape, device: torch.device) -> Any:
-    """The model prepared as for training: our attention, frozen tower, rows on demand, TRL's fused head."""
+    """The model prepared as for training: our attention, a frozen tower apart, rows on demand, TRL's fused head.
+
+    In bfloat16, full fine-tuning has float32 parameters under autocast; under LoRA only the adapters are float32.
+    """
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
     from trl.trainer.utils import add_fused_lm_head
 
@@ -146,11 +155,23 @@ def build_model(shape: Shape, device: torch.device) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
         model = Qwen2_5_VLForConditionalGeneration._from_config(
-            config, dtype=getattr(torch, shape.dtype), attn_implementation=register()
+            config,
+            dtype=getattr(torch, shape.dtype) if shape.lora else torch.float32,
+            attn_implementation=register(),
         )
     loading.prepare(model)
+    features.detach_tower(model, getattr(torch, shape.dtype))
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    if shape.lora:
+        from peft import LoraConfig, get_peft_model
+
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        model = get_peft_model(
+            model, LoraConfig(r=shape.lora, lora_alpha=2 * shape.lora, target_modules=targets)
+        )
     if shape.checkpointing:
+        if shape.lora:
+            model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
 

@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         generations=args.generations,
         groups=args.groups,
         layers=args.layers,
+        lora=args.lora,
+        dtype=args.dtype,
         checkpointing=args.checkpointing,
     )
     model = build_model(shape, device)
@@ -232,6 +234,8 @@ def _parser() -> argparse.ArgumentParser:
     for size in ("frames", "completion", "generations", "groups", "layers"):
         parser.add_argument(f"--{size}", type=int)
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, help="default: the shape's")
+    parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters alone")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the shape's")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory pass on a CPU")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from appo.config import Cluster, Recipe
+from appo.errors import UserError, ends_in_lines, said_in
 from appo.plan import Training
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
@@ -28,12 +29,13 @@ RUNTIME = "appo-torch-distributed"
 POLL_S = 5.0
 
 
-class TrainJobFailed(RuntimeError):
+class TrainJobFailed(UserError, RuntimeError):
     """The TrainJob ended otherwise than well; the message holds the reason that Kubernetes or the pod
     gave.
     """
 
 
+@ends_in_lines
 def launch(recipe: Recipe, training: Training, step: Mapping[str, Any], *, image: str, run: str) -> None:
     """Run one training as a TrainJob of this pod's namespace, unless it finished before."""
     from kubernetes import config
@@ -204,11 +206,12 @@ def _follow(pods: Any, namespace: str, name: str, poll_s: float, ended: threadin
 
 
 def _reason(pods: Any, namespace: str, name: str) -> str:
-    """How the first pod's container ended, and its last lines."""
+    """How the first pod's container ended, and the mistake that it names, else its last lines; `_follow` shows all."""
     with contextlib.suppress(Exception):  # the pod may be gone; then the condition has to do
         pod = _first_pod(pods, namespace, name)
         ended = pod.status.container_statuses[0].state.terminated
-        lines = pods.read_namespaced_pod_log(pod.metadata.name, namespace, tail_lines=15)
+        log = pods.read_namespaced_pod_log(pod.metadata.name, namespace, tail_lines=50).splitlines()
+        lines = "\n".join((said_in(log) or [line for line in log if line.strip()][-5:])[:5])
         return f" ({ended.reason}, exit status {ended.exit_code})\n{lines}"
     return ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from appo.errors import UserError
 from appo.modeling.feature_files import nothing_to_fill
 from appo.storage import is_s3
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 NAMES = ("compare_policies", "train_and_evaluate", "ablation", "retrain")
 
 
-class UnknownPipeline(ValueError):
+class UnknownPipeline(UserError, ValueError):
     """No pipeline has this name."""
 
 

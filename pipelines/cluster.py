@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +19,18 @@ from typing import Any
 
 import yaml
 
+from appo.errors import UserError, one_line
+from pipelines import catalog
 from pipelines.compile import compile_pipeline
-from pipelines.parameters import overrides_of
+from pipelines.parameters import fitting, overrides_of
 
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 DIGEST = "appo-digest: "
+TIMEOUT_S = (5, 10)  # to connect, and to wait for an answer; urllib3 tries either four times
+ATTEMPTS = 3
 
 
-class ClusterError(RuntimeError):
+class ClusterError(UserError, RuntimeError):
     """The server refused, or could not be reached; the message says what was asked."""
 
 
@@ -45,6 +50,20 @@ class Order:
     # default.
     mlflow: Mapping[str, Any] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse what the first step would, as far as can be seen from here; asks no server but a store.
+
+        Raises RecipeError, SettingError for a parameter, UnknownPipeline, CheckFailed with all that checks find.
+        """
+        from appo import checks
+        from appo.config import load_recipe
+
+        given = fitting(
+            catalog.build(self.pipeline, load_recipe(self.recipe, self.overrides)), self.parameters
+        )
+        resolved = load_recipe(self.recipe, [*self.overrides, *overrides_of(given)])
+        checks.refuse(checks.submitted(resolved, given.get("variants", ())), checks.FROM_AFAR)
 
     def arguments(self) -> dict[str, Any]:
         """Values of the pipeline's parameters; the recipe goes as text when the images cannot know it.
@@ -77,30 +96,58 @@ class Order:
 def connect(endpoint: str | None, namespace: str) -> Any:
     """A client of the server at `endpoint` (default: KF_PIPELINES_ENDPOINT, else the pod's own cluster).
 
-    Raises ClusterError when the server does not answer.
+    Raises ClusterError when the server does not answer within a minute.
     """
     import warnings
 
     import kfp
+    import kfp_server_api
     from kfp.client import ServiceAccountTokenVolumeCredentials
+
+    class Client(kfp.Client):
+        """The SDK's own asks five times, waits for ever each time, and writes a traceback of each."""
+
+        def get_kfp_healthz(self, sleep_duration: int = 1) -> Any:
+            left = ATTEMPTS
+            while True:
+                left -= 1
+                try:
+                    return self._healthz_api.healthz_service_get_healthz(_request_timeout=TIMEOUT_S)
+                except kfp_server_api.ApiException:
+                    if not left:
+                        raise
+                time.sleep(sleep_duration)
 
     credentials = ServiceAccountTokenVolumeCredentials(str(POD_TOKEN)) if POD_TOKEN.exists() else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            client = kfp.Client(
+            client = Client(
                 host=endpoint,
                 namespace=namespace,
                 existing_token=os.environ.get("KFP_TOKEN"),
                 cookies=os.environ.get("KFP_COOKIES"),
                 credentials=credentials,
             )
-            client.get_kfp_healthz(sleep_duration=1)
+            client.get_kfp_healthz()
         except Exception as error:  # the client raises whatever its transport does
+            place = endpoint or os.environ.get("KF_PIPELINES_ENDPOINT") or "this cluster"
             raise ClusterError(
-                f"{endpoint or 'this cluster'}: Kubeflow Pipelines does not answer: {error}"
+                f"{place}: Kubeflow Pipelines does not answer: {one_line(error)}; "
+                "give its address with --endpoint, and KFP_TOKEN or KFP_COOKIES where it asks who you are"
             ) from error
+    _limit_waiting(client._run_api.api_client)
     return client
+
+
+def _limit_waiting(api: Any) -> None:
+    """Give every request of the generated API a time limit; by itself it has none."""
+    call = api.call_api
+
+    def limited(*arguments: Any, **named: Any) -> Any:
+        return call(*arguments, **{**named, "_request_timeout": named.get("_request_timeout") or TIMEOUT_S})
+
+    api.call_api = limited
 
 
 def submit(client: Any, order: Order, *, name: str, namespace: str) -> str:
@@ -109,11 +156,15 @@ def submit(client: Any, order: Order, *, name: str, namespace: str) -> str:
     """
     import kfp_server_api
 
+    spec, arguments = (
+        order.spec(),
+        order.arguments(),
+    )  # what is wrong with these is said before anything is made
     run = kfp_server_api.V2beta1Run(
         display_name=name,
         experiment_id=_experiment(client, order.experiment, namespace),
-        pipeline_spec=order.spec(),
-        runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters=order.arguments()),
+        pipeline_spec=spec,
+        runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters=arguments),
         service_account=order.service_account,
         plugins_input=None if order.mlflow is None else {"mlflow": dict(order.mlflow)},
     )
@@ -129,10 +180,9 @@ def apply_schedule(client: Any, order: Order, *, name: str, cron: str, namespace
     """
     import kfp_server_api
 
-    if len(cron.split()) != 6:
-        raise ClusterError(f"cron {cron!r}: give six fields, seconds first, such as '0 0 3 * * 1'")
-    experiment = _experiment(client, order.experiment, namespace)
+    check_cron(cron)
     spec, arguments = order.spec(), order.arguments()
+    experiment = _experiment(client, order.experiment, namespace)
     digest = hashlib.sha256(
         json.dumps([spec, arguments, cron, order.service_account, experiment], sort_keys=True).encode()
     ).hexdigest()[:16]
@@ -156,6 +206,12 @@ def apply_schedule(client: Any, order: Order, *, name: str, cron: str, namespace
     for old in found:
         _asked(f"schedule {name}", client.delete_recurring_run, old.recurring_run_id)
     return "replaced" if found else "created"
+
+
+def check_cron(cron: str) -> None:
+    """Raise ClusterError for what Kubeflow would refuse or, worse, read otherwise."""
+    if len(cron.split()) != 6:
+        raise ClusterError(f"cron {cron!r}: give six fields, seconds first, such as '0 0 3 * * 1'")
 
 
 def list_schedules(client: Any, namespace: str, *, name: str | None = None) -> list[Any]:
@@ -190,10 +246,15 @@ def _experiment(client: Any, name: str, namespace: str) -> str:
 
 def _asked(what: str, call: Any, *arguments: Any, **named: Any) -> Any:
     import kfp_server_api
+    from urllib3.exceptions import HTTPError
 
     try:
         return call(*arguments, **named)
     except kfp_server_api.ApiException as error:
         raise ClusterError(
-            f"{what}: the server answered {error.status} {error.reason}: {error.body}"
+            f"{what}: the server answered {error.status} {error.reason}: {one_line(error.body)}"
+        ) from error
+    except HTTPError as error:
+        raise ClusterError(
+            f"{what}: the server does not answer any more: {one_line(error)}; try again"
         ) from error

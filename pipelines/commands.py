@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 
-from appo.cli_options import RecipeOption, SetOption
+from appo.cli_options import RecipeOption, SetOption, file_to_read, file_to_write, folder_to_write
 from pipelines.catalog import NAMES
 
 pipeline = typer.Typer(help="Whole pipelines: on this machine, as YAML, on a cluster.", no_args_is_help=True)
@@ -29,9 +28,13 @@ def run(
     name: Annotated[str, typer.Option("--pipeline", "-p", help=f"one of {', '.join(NAMES)}")] = NAMES[0],
     data: Annotated[
         Path | None,
-        typer.Option(help="records (JSON or JSON lines) to use instead of the recipe's"),
+        typer.Option(
+            help="records (JSON or JSON lines) to use instead of the recipe's", callback=file_to_read
+        ),
     ] = None,
-    folder: Annotated[Path | None, typer.Option("--folder", "-f", help="default: runs/RECIPE")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", "-f", help="default: runs/RECIPE", callback=folder_to_write)
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="forget what finished before")] = False,
     parameters: ParameterOption = [],  # noqa: B006
     overrides: SetOption = [],  # noqa: B006
@@ -41,22 +44,19 @@ def run(
     from pipelines import catalog
     from pipelines.console import Story
     from pipelines.local import run_graph
-    from pipelines.parameters import overrides_of
+    from pipelines.parameters import fitting, overrides_of, read_parameters
 
     if data is not None:
-        if not data.is_file():
-            raise typer.BadParameter(f"--data {data}: no such file")
         overrides = [
-            f"data.annotations={data.resolve()}",
-            f"data.root={_root_of(data.resolve())}",
+            f"data.annotations={json.dumps(str(data.resolve()))}",
+            f"data.root={json.dumps(str(_root_of(data.resolve())))}",
             *overrides,
         ]
-    given = _parameters(parameters)
     # Refused here, before a folder is made.
+    given = fitting(catalog.build(name, plan.resolve(recipe, overrides)), read_parameters(parameters))
     resolved = steps.validate(recipe, [*overrides, *overrides_of(given)], given.get("variants", ()))
     cluster = resolved.cluster.model_copy(update={"local": True})
     graph = catalog.build(name, resolved.model_copy(update={"cluster": cluster}))
-    given = _fitting(graph, given)
     folder = (folder or Path("runs") / resolved.name).resolve()
     if fresh and folder.exists():
         shutil.rmtree(folder)
@@ -76,7 +76,8 @@ def run(
 def compile_(
     name: NameArgument = NAMES[0],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="default: build/pipelines/NAME.yaml")
+        Path | None,
+        typer.Option("--out", "-o", help="default: build/pipelines/NAME.yaml", callback=file_to_write),
     ] = None,
     recipe: RecipeOption = "demo",
     overrides: SetOption = [],  # noqa: B006
@@ -86,8 +87,12 @@ def compile_(
     tag: Annotated[str, typer.Option(help="tag of the images; default: the version of appo")] = "",
 ) -> None:
     """Write a pipeline's YAML for Kubeflow Pipelines; pods ask for what the recipe's cluster section says."""
+    from appo import checks
+    from appo.config import load_recipe
     from pipelines.compile import compile_pipeline
 
+    resolved = load_recipe(recipe, overrides)
+    checks.refuse(checks.submitted(resolved), checks.ALONE)
     path = out or Path("build/pipelines") / f"{name}.yaml"
     compile_pipeline(name, path, recipe=recipe, overrides=overrides, images=images, tag=tag)
     typer.echo(f"pipeline: {path}")
@@ -99,7 +104,7 @@ def _root_of(data: Path) -> Path:
     Publishers write both: `clips/a.mp4` beside the file, and `set/clips/a.mp4` for a file that lies in
     `set/`.
     """
-    text = data.read_text(encoding="utf-8")
+    text = data.read_bytes().decode("utf-8-sig", "replace")  # assembly refuses what is not UTF-8
     try:
         records = json.loads(text)
     except json.JSONDecodeError:  # one record a line
@@ -107,6 +112,7 @@ def _root_of(data: Path) -> Path:
             records = [json.loads(line) for line in text.split("\n") if line.strip()]
         except json.JSONDecodeError:  # assembly says what is wrong with it
             return data.parent
+    records = records if isinstance(records, list) else []
     names = [
         str(record.get("path") or record.get("video") or "") for record in records if isinstance(record, dict)
     ]
@@ -114,29 +120,6 @@ def _root_of(data: Path) -> Path:
         if any(name and (folder / name).is_file() for name in names):
             return folder
     return data.parent
-
-
-def _parameters(words: list[str]) -> dict[str, Any]:
-    given = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise typer.BadParameter(f"--parameter {word}: write it as NAME=VALUE")
-        given[name] = yaml.safe_load(value)
-    return given
-
-
-def _fitting(graph: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The parameters as KFP takes them: only the graph's own, and `2` for a float as 2.0."""
-    inputs = graph.component_spec.inputs
-    if unknown := sorted(set(given) - set(inputs)):
-        raise typer.BadParameter(
-            f"--parameter {unknown[0]}: {graph.name} has none of this name; known are {', '.join(inputs)}"
-        )
-    return {
-        name: float(value) if isinstance(value, int) and inputs[name].type == "Float" else value
-        for name, value in given.items()
-    }
 
 
 def _say_results(folder: Path, report: Path) -> None:
@@ -185,6 +168,7 @@ def submit(
 ) -> None:
     """Start a pipeline on a cluster. The recipe is checked and sent along; images need not know it."""
     from pipelines import cluster
+    from pipelines.parameters import read_parameters
 
     mlflow = {"disabled": True} if no_mlflow_plugin else None
     if mlflow_experiment:
@@ -199,9 +183,9 @@ def submit(
         images=images,
         tag=tag,
         mlflow=mlflow,
-        parameters=_parameters(parameters),
+        parameters=read_parameters(parameters),
     )
-    order.arguments()  # a mistake in the recipe is said before the server is asked
+    order.check()  # whatever can be refused from here is, before the server is asked
     client = cluster.connect(endpoint, namespace)
     run_id = cluster.submit(client, order, name=run_name or f"{name} {recipe}", namespace=namespace)
     typer.echo(f"run: {run_id}")
@@ -227,6 +211,7 @@ def schedule_apply(
 ) -> None:
     """Create the recurring run NAME, or replace it when anything about it changed."""
     from pipelines import cluster
+    from pipelines.parameters import read_parameters
 
     order = cluster.Order(
         pipeline=pipeline_name,
@@ -237,9 +222,10 @@ def schedule_apply(
         service_account=service_account,
         images=images,
         tag=tag,
-        parameters=_parameters(parameters),
+        parameters=read_parameters(parameters),
     )
-    order.arguments()
+    order.check()
+    cluster.check_cron(cron)
     client = cluster.connect(endpoint, namespace)
     typer.echo(f"{name}: {cluster.apply_schedule(client, order, name=name, cron=cron, namespace=namespace)}")
 

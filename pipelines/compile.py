@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from appo.config import load_recipe
+from appo.errors import status_of
 from appo.storage import write_atomic
 from pipelines import catalog
 
@@ -68,4 +69,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(status_of(lambda: main(sys.argv[1])))

@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from appo.errors import said_in
+
 QUIET_INTERVAL_S = 20.0
 TAIL_LINES = 25
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
@@ -120,19 +122,21 @@ class Step:
             self._said_s = now
             self._story.say(f"    [dim]{escape(self.label):<18} {escape(text)}[/]")
 
-    def end(self, *, failed: bool) -> None:
-        """Say how it ended; after a failure also the end of its log."""
+    def end(self, *, failed: bool) -> list[str]:
+        """Say how it ended; after a failure also why, out of its log. Returns the lines of an expected mistake."""
         self._log.close()
         self._story.remove(self._task)
         took = f"{time.monotonic() - self._started_s:.0f} s"
         if not failed:
             self._story.say(f"[bold green]✓[/] [bold]{escape(self.label):<20}[/] {took}")
-            return
+            return []
         self._story.say(f"[bold red]✗[/] [bold]{escape(self.label):<20}[/] failed after {took}")
         lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        for line in _reason(lines):
+        mistake = said_in(lines)
+        for line in mistake or _reason(lines):
             self._story.say(f"    [red]{escape(line)}[/]")
         self._story.say(f"    the whole log: {escape(str(self.log_path))}")
+        return mistake
 
 
 def _reason(lines: list[str]) -> list[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from appo.errors import PREFIX, UserError
 from pipelines.console import Story
 
 DOING = {
@@ -43,19 +44,25 @@ SAID_LAST = ("compare",)
 PARALLEL = 2
 
 
-class PipelineFailed(RuntimeError):
-    """A step failed; what finished is kept."""
+class PipelineFailed(UserError, RuntimeError):
+    """A step failed by an expected mistake, which its lines have said; what finished is kept."""
+
+
+class StepFailed(PipelineFailed):
+    """A step failed by a defect, whose traceback its lines have shown; what finished is kept."""
+
+    status = 1
 
 
 def run_graph(graph: Any, arguments: Mapping[str, Any], *, folder: Path, story: Story) -> None:
     """Run `graph` (a pipeline function) with `arguments`; its files and cache lie in `folder`.
 
-    Raises PipelineFailed naming the failed step. Ctrl-C and SIGTERM reach the running steps.
+    Raises PipelineFailed (StepFailed for a defect) naming the failed steps. Ctrl-C and SIGTERM reach the running steps.
     """
     from kfp import local
 
     folder.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(), _told_by(story, folder):
+    with warnings.catch_warnings(), _told_by(story, folder) as failed:
         warnings.simplefilter("ignore")
         local.init(
             runner=local.SubprocessRunner(use_venv=False),
@@ -68,13 +75,18 @@ def run_graph(graph: Any, arguments: Mapping[str, Any], *, folder: Path, story: 
         except RuntimeError as error:
             if "finished with status" not in str(error):
                 raise
-            raise PipelineFailed("a step failed; fix the reason and give the same command again") from error
+            kind = PipelineFailed if failed and all(failed.values()) else StepFailed
+            names = ", ".join(failed) or "a step"
+            reasons = [line.removeprefix(PREFIX) for lines in failed.values() for line in lines]
+            said = [f"{names} failed; fix the reason and give the same command again", *reasons]
+            raise kind("\n".join(said)) from error
     _forget_old_runs(folder / "kfp")
 
 
 @contextlib.contextmanager
-def _told_by(story: Story, folder: Path) -> Iterator[None]:
-    logs = folder / "logs"
+def _told_by(story: Story, folder: Path) -> Iterator[dict[str, list[str]]]:
+    """Inside, steps are run and told here. Gives the failed ones with the lines of their expected mistakes."""
+    logs, failed = folder / "logs", dict[str, list[str]]()
     running: set[subprocess.Popen[bytes]] = set()
     stopping = threading.Event()
 
@@ -110,7 +122,9 @@ def _told_by(story: Story, folder: Path) -> Iterator[None]:
         for reader in readers:
             reader.join()
         running.discard(process)
-        step.end(failed=code != 0)
+        mistake = step.end(failed=code != 0)
+        if code:
+            failed[label] = mistake
         return code
 
     def interrupt(number: int, frame: Any) -> None:
@@ -132,7 +146,7 @@ def _told_by(story: Story, folder: Path) -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, interrupt))
-        yield
+        yield failed
 
 
 @contextlib.contextmanager

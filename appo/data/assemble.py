@@ -27,10 +27,11 @@ from appo.data.shards import encoding_in_words, settings_key
 from appo.data.sources import read_source
 from appo.data.sources.base import Reject, SourceData
 from appo.data.subset import assign_splits, choose_subset, counts_of
+from appo.errors import UserError
 from appo.storage import is_s3, write_atomic
 
 
-class DataQualityError(ValueError):
+class DataQualityError(UserError, ValueError):
     """More was rejected than the recipe allows; the message gives numbers, the commonest reasons and the
     file.
     """

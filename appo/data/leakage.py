@@ -20,6 +20,7 @@ from appo.data.archives import is_archive
 from appo.data.manifest import KIND, read_manifest
 from appo.data.media import MediaRoot
 from appo.data.schema import VideoSample
+from appo.errors import UserError
 from appo.storage import is_s3, read_bytes
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v")
@@ -27,7 +28,7 @@ LIST_SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
 NAME_FIELDS = ("video", "video_name", "video_id", "video_path", "path", "video_basename")
 
 
-class LeakageError(ValueError):
+class LeakageError(UserError, ValueError):
     """A benchmark's list that cannot be read."""
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from appo.data.schema import SPLITS, SampleError, VideoSample
+from appo.errors import UserError
 from appo.storage import is_s3, read_bytes, write_atomic
 
 KIND, VERSION = "appo.manifest", 1
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError, ValueError):
     """A manifest that cannot be read; names the file, the line and the reason."""
 
 
@@ -117,7 +118,11 @@ def read_manifest(path: str | Path) -> Manifest:
     samples: list[VideoSample] = []
     header: dict[str, Any] = {}
     seen: set[str] = set()
-    for number, line in enumerate(data.decode("utf-8").split("\n"), start=1):
+    try:
+        lines = data.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: is not UTF-8 text ({error.reason}); name a manifest.jsonl") from error
+    for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:

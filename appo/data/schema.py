@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from appo.errors import UserError
+
 PROBLEM_TYPES = (
     "multiple choice",
     "numerical",
@@ -22,7 +24,7 @@ PROBLEM_TYPES = (
 SPLITS = ("warm_start", "train", "validation", "test")
 
 
-class SampleError(ValueError):
+class SampleError(UserError, ValueError):
     """A record that cannot become a sample; the message names the field, the value and the remedy."""
 
 

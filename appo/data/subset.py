@@ -13,9 +13,10 @@ from dataclasses import replace
 from typing import Literal
 
 from appo.data.schema import VideoSample
+from appo.errors import UserError
 
 
-class QuotaError(ValueError):
+class QuotaError(UserError, ValueError):
     """A source has fewer samples than its quota; the message gives both and the remedy."""
 
 

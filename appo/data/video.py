@@ -20,6 +20,7 @@ import numpy as np
 from appo.config import Video
 from appo.data.mp4 import frame_size
 from appo.data.sampling import TEMPORAL_PATCH, choose_frames, fit_size, sampled_fps
+from appo.errors import UserError
 
 MATROSKA_MAGIC = b"\x1a\x45\xdf\xa3"
 # Lists of other files that FFmpeg would open, wherever they lie.
@@ -29,7 +30,7 @@ FAULT_TOLERANCE = 1e-9
 Part = tuple[float, float]  # (start, end) in seconds from the first frame
 
 
-class VideoError(ValueError):
+class VideoError(UserError, ValueError):
     """A video that gives no frames: where it lies, and the decoder's reason."""
 
     def __init__(self, path: str | Path, reason: str):

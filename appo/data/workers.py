@@ -21,11 +21,17 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from appo.errors import UserError, one_line
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 READY = -1  # in place of a task's number: the worker has started
 START_TIMEOUT_S = 120.0  # of an interpreter and its imports, on the slowest of disks
 QUEUED = 2  # tasks a worker holds: one at work, one to go on with
+
+
+class WorkerError(UserError, RuntimeError):
+    """A decoding worker that cannot start at all: the setting, and the worker's own reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +160,10 @@ class WorkerPool(Generic[Task, Result]):
                     self._replace(worker, _death(worker.process.wait(timeout=30)), results, again)
                     continue
                 if number is None:
-                    raise RuntimeError(f"a decoding worker could not start: {result}")
+                    raise WorkerError(
+                        f"data.worker_memory_gib={self._memory_gib:g}: a decoding worker could not start: "
+                        f"{one_line(result)}; raise it where memory is what it lacked"
+                    )
                 if number == READY:
                     worker.ready = True
                 else:

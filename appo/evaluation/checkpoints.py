@@ -8,21 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appo.modeling.checkpoints import CheckpointError, check_model, loading
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Entries of a config.json that say how and by whom it was saved.
 BOOKKEEPING = frozenset({"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"})
-
-
-class CheckpointError(ValueError):
-    """A folder that is no checkpoint: what it lacks."""
-
-
-def check_checkpoint(path: str) -> None:
-    """Raise CheckpointError for a path that is neither a checkpoint folder nor a name on the hub."""
-    if Path(path).exists() or path.startswith(("/", ".")):
-        read_config(path)
 
 
 def read_config(path: str) -> Mapping[str, Any]:
@@ -31,11 +23,11 @@ def read_config(path: str) -> Mapping[str, Any]:
     if file.is_file():
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
-    if Path(path).exists() or path.startswith(("/", ".")):
-        raise CheckpointError(f"{path}: holds no config.json; name a checkpoint folder")
+    check_model(path)
     from transformers import AutoConfig
 
-    return dict(AutoConfig.from_pretrained(path).to_dict())
+    with loading(path):
+        return dict(AutoConfig.from_pretrained(path).to_dict())
 
 
 def same_architecture(one: str, other: str) -> bool:

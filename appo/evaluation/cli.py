@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from appo.cli_options import OutOption, RecipeOption, SetOption
+from appo.cli_options import OutOption, RecipeOption, SetOption, file_or_folder, file_to_read
 
 
 def register(app: typer.Typer) -> None:
@@ -62,14 +62,23 @@ def evaluate(
         ("seeds", seeds),
     ):
         if value is not None:
-            sets.append(f"evaluation.{key}={value}")
+            sets.append(f"evaluation.{key}={json.dumps(value)}")  # a path is no YAML
+    checkpoints = named([*(models or []), *(checkpoint or [])])
     results = run_evaluation(
         load_recipe(recipe, sets),
-        checkpoints=named([*(models or []), *(checkpoint or [])]),
+        checkpoints={name: _here(path) for name, path in checkpoints.items()},
         manifest_path=manifest,
         out=out,
     )
     typer.echo(json.dumps(results, indent=2))
+
+
+def _here(path: str) -> str:
+    """What lies in a store is fetched, when it is a whole checkpoint; evaluation itself looks at folders."""
+    from appo.modeling.checkpoints import fetched
+    from appo.storage import is_s3
+
+    return fetched(path) if is_s3(path) else path
 
 
 def named(models: list[str]) -> dict[str, str]:
@@ -91,8 +100,13 @@ def named(models: list[str]) -> dict[str, str]:
 
 def score(
     name: Annotated[str, typer.Argument(metavar="BENCHMARK", help="such as nextgqa; see docs/evaluation.md")],
-    annotations: Annotated[Path, typer.Option(help="folder of the publisher's files, or the file itself")],
-    predictions: Annotated[Path, typer.Option(help='JSONL of {"id": ..., "response": ...} lines')],
+    annotations: Annotated[
+        Path,
+        typer.Option(help="folder of the publisher's files, or the file itself", callback=file_or_folder),
+    ],
+    predictions: Annotated[
+        Path, typer.Option(help='JSONL of {"id": ..., "response": ...} lines', callback=file_to_read)
+    ],
     split: Annotated[str | None, typer.Option(help="default: the benchmark's first")] = None,
     time_format: Annotated[
         str, typer.Option(help='tags: <time> in the response; span: {"id", "answer", "span": [s, e]} lines')

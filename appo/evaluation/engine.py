@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from appo.config import Recipe
+from appo.errors import UserError
 from appo.evaluation.checkpoints import checkpoint_weights, read_config, weights_bytes
 from appo.modeling.generation import evaluation_sampling, nothing_inherited
 from appo.startup import heavy_imports
@@ -35,7 +36,7 @@ class Prompts(Protocol):
         ...
 
 
-class EngineError(RuntimeError):
+class EngineError(UserError, RuntimeError):
     """The engine refused a prompt, ran out of memory or died; says what to do. What was written stays."""
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appo.config import Recipe, parse_recipe
+from appo.errors import one_line, said_in, status_of
 from appo.evaluation.engine import EngineError
 from appo.evaluation.predictions import PredictionLog
 
@@ -78,7 +79,8 @@ def generate_in_parallel(
             merge(tasks)
         failed = [index for index, worker in enumerate(workers) if worker.returncode]
         if failed:
-            tail = " ".join(logs[failed[0]].read_text(errors="replace").split("\n")[-8:]).strip()
+            lines = logs[failed[0]].read_text(errors="replace").split("\n")
+            tail = one_line(" ".join(said_in(lines) or lines[-8:]), 600)
             raise EngineError(
                 f"process {failed[0]} of {count} ended with {workers[failed[0]].returncode}: {tail}"
             )
@@ -164,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of(main))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from appo.errors import UserError
 from appo.rewards.temporal import Span
 from appo.storage import write_atomic
 
@@ -21,7 +22,7 @@ HEADER = "header"
 TimeFormat = Literal["tags", "span"]
 
 
-class PredictionError(ValueError):
+class PredictionError(UserError, ValueError):
     """A prediction file that cannot be scored or continued: file, line, reason."""
 
 

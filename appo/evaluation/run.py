@@ -21,14 +21,15 @@ from appo.config import Recipe
 from appo.data.schema import VideoSample
 from appo.data.video import VideoError
 from appo.evaluation.benchmarks import Benchmark
-from appo.evaluation.checkpoints import check_checkpoint, same_architecture
+from appo.evaluation.checkpoints import same_architecture
 from appo.evaluation.engine import Engine, EngineError, start_engine
 from appo.evaluation.predictions import PredictionLog, parse_prediction
 from appo.evaluation.prefetch import Prefetch
 from appo.evaluation.prompts import PromptMaker, PromptStream, jobs, positions_model, prompt_digest
 from appo.evaluation.scoring import Metrics, flat, metrics_of
-from appo.evaluation.sets import OpenSet, open_sets
+from appo.evaluation.sets import OpenSet, check_files_named, open_sets
 from appo.modeling.adapters import whole_checkpoint
+from appo.modeling.checkpoints import check_model
 from appo.startup import heavy_imports
 from appo.storage import sha256_file, write_atomic
 
@@ -80,9 +81,10 @@ def evaluate(
     is done stays: give the same command again), VideoError when more videos fail than `data.max_reject_rate` allows.
     """
     origin = base or (lambda: recipe.model.path)
-    checkpoints = {name: whole_checkpoint(path, origin) for name, path in checkpoints.items()}
+    check_files_named(recipe, manifest_path)
     for path in checkpoints.values():
-        check_checkpoint(path)
+        check_model(path, adapters=True)
+    checkpoints = {name: whole_checkpoint(path, origin) for name, path in checkpoints.items()}
     tasks = plan_tasks(recipe, checkpoints, manifest_path, out)
     todo = [task for task in tasks if task.left]
     try:

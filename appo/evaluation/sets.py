@@ -49,29 +49,35 @@ def open_sets(recipe: Recipe, manifest_path: Path | None) -> list[OpenSet]:
     return sets
 
 
+def check_files_named(recipe: Recipe, manifest_path: Path | None) -> None:
+    """Raise AnnotationError where a benchmark's files are not even named; opens nothing."""
+    for name in (benchmark_class(name).name for name in recipe.evaluation.benchmarks):
+        if name == "key_moment" and manifest_path is None:
+            raise AnnotationError(
+                "benchmark key_moment is a manifest's own test split: name it with --manifest"
+            )
+        if name != "key_moment" and recipe.evaluation.annotations is None:
+            raise AnnotationError(
+                f"evaluation.annotations=null: {name} needs its publisher's files; name their folder"
+            )
+
+
 def _open(recipe: Recipe, name: str, manifest_path: Path | None) -> OpenSet:
     from appo.data.frames import open_frames
     from appo.data.manifest import read_manifest
 
     kind = benchmark_class(name)
+    check_files_named(recipe, manifest_path)
     frames: FrameSource
     template: str
     if kind.name == "key_moment":
-        if manifest_path is None:
-            raise AnnotationError(
-                "benchmark key_moment is a manifest's own test split: name it with --manifest"
-            )
+        assert manifest_path is not None
         benchmark = kind.load(Path(manifest_path), "test")
         manifest = read_manifest(manifest_path)
         frames, template = open_frames(manifest, recipe), recipe.data.template
         encoding = str(manifest.header.get("encoding", "")) if manifest.frames is not None else ""
     else:
-        annotations = recipe.evaluation.annotations
-        if annotations is None:
-            raise AnnotationError(
-                f"evaluation.annotations=null: {kind.name} needs its publisher's files; name their folder"
-            )
-        place = _of_benchmark(Path(annotations), kind.name)
+        place = _of_benchmark(Path(str(recipe.evaluation.annotations)), kind.name)
         benchmark = kind.load(place, kind.splits[0])
         videos = (
             place

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from appo.errors import UserError
 from appo.storage import sha256_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-class AdapterError(ValueError):
+class AdapterError(UserError, ValueError):
     """Adapters that cannot be merged: the folder, the reason, the remedy."""
 
 

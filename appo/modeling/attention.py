@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from appo.errors import UserError
 from appo.modeling.features import base_model
 from appo.modeling.packing import Bucket, Packed
 from appo.perception.probe import FrameProbe
@@ -23,7 +24,7 @@ NAME = "appo"
 SUPPORTED_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(UserError, ValueError):
     """A model whose attention this module cannot stand in for."""
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from appo.errors import SettingError
 from appo.modeling import features as vision_features
 from appo.modeling.feature_files import FeatureFiles, open_files, why_not
 from appo.modeling.inputs import PromptInputs, Vision
@@ -204,11 +205,11 @@ def describe(recipe: Recipe) -> str:
 def tower_revision(model: Any) -> str:
     """Hex SHA-256 of the vision tower's configuration and weights (names, shapes, precision, bytes).
 
-    Raises ValueError when a weight of the tower would still be trained.
+    Raises SettingError when a weight of the tower would still be trained.
     """
     tower = vision_features.base_model(model).visual
     if trained := [name for name, weight in tower.named_parameters() if weight.requires_grad]:
-        raise ValueError(
+        raise SettingError(
             f"vision tower: {trained[0]} is trained, so features change; freeze it (model.freeze_vision)"
         )
     config = tower.config.to_diff_dict()

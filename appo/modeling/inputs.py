@@ -18,6 +18,7 @@ from torch import Tensor
 
 from appo.data.messages import prompt_messages
 from appo.data.schema import VideoSample
+from appo.errors import SettingError
 from appo.modeling import features as vision_features
 from appo.modeling.positions import VIDEO
 
@@ -115,7 +116,7 @@ def build_inputs(
         video = Vision(encoded["pixel_values_videos"], encoded["video_grid_thw"])
         num_frames = int(video.grid_thw[0, 0])
         if num_frames * 2 != len(frames.frames):
-            raise ValueError(
+            raise SettingError(
                 f"sample {sample.id}: the processor made {num_frames} temporal patches of {len(frames.frames)} frames;"
                 " it must neither sample nor drop frames"
             )

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from appo.modeling import attention, features, positions, windows
+from appo.modeling import attention, checkpoints, features, positions, windows
 
 if TYPE_CHECKING:
     from appo.config import Model
 
 
 def load_processor(path: str) -> Any:
-    """The checkpoint's processor, padding on the left as generation wants it."""
+    """The checkpoint's processor, padding on the left as generation wants it. Raises CheckpointError."""
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(path)
+    checkpoints.reach(path)
+    with checkpoints.loading(path):
+        processor = AutoProcessor.from_pretrained(path)
     processor.tokenizer.padding_side = "left"
     return processor
 
@@ -31,15 +33,19 @@ def load_policy(
 
     masters: parameters in float32 rather than in `model.dtype`, for full fine-tuning under autocast or FSDP2: at the
     learning rates of this field a bfloat16 weight is too coarse to move. implementation: "eager" only for comparison.
-    Raises UnsupportedModel for an architecture that is not checked.
+    Raises UnsupportedModel for an architecture that is not checked, CheckpointError for what cannot be read.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    attention.check_supported(AutoConfig.from_pretrained(path))  # before gigabytes are read
-    attention.register()
     dtype = torch.float32 if masters else getattr(torch, settings.dtype)
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=implementation)
+    checkpoints.reach(path)
+    with checkpoints.loading(path):
+        attention.check_supported(AutoConfig.from_pretrained(path))  # before gigabytes are read
+        attention.register()
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, attn_implementation=implementation
+        )
     return prepare(model, freeze_vision=settings.freeze_vision)
 
 

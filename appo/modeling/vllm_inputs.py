@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from appo.errors import SettingError, UserError
 from appo.modeling.inputs import PromptInputs, Vision
 from appo.modeling.positions import IMAGE, VIDEO
 
@@ -24,7 +25,7 @@ from appo.modeling.positions import IMAGE, VIDEO
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 
 
-class UnsupportedByVLLM(ValueError):
+class UnsupportedByVLLM(UserError, ValueError):
     """A model whose videos this module cannot hand to vLLM."""
 
 
@@ -38,10 +39,10 @@ def check_family(model_type: str) -> None:
 
 
 def check_length(prompt: PromptInputs, max_tokens: int, longest: int) -> None:
-    """Raise ValueError where a prompt and its completion are longer than the engine was made for."""
+    """Raise SettingError where a prompt and its completion are longer than the engine was made for."""
     needed = len(prompt.ids) + max_tokens
     if needed > longest:
-        raise ValueError(
+        raise SettingError(
             f"training.vllm_max_model_len={longest}: sample {prompt.sample.id} has {len(prompt.ids)} prompt "
             f"tokens and may draw {max_tokens}; raise it to {needed} or more"
         )

@@ -26,7 +26,7 @@ class PolicyWorker:
         files.
         """
         if isinstance(weights, str):
-            weights = _read(Path(weights))
+            weights = read_weights(Path(weights))
         model = self.model_runner.get_model()
         if next(model.parameters()).is_cuda:
             model.load_weights(weights)
@@ -54,7 +54,8 @@ class PolicyWorker:
         return {"positions": self._watched}
 
 
-def _read(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of every weight in a folder of safetensors files, one at a time."""
     from safetensors import safe_open
 
     for file in sorted(folder.glob("*.safetensors")):

@@ -43,55 +43,53 @@ def attention_to_frames(
     attention to each frame's tokens. A frame without tokens in a row gets 0. Computed in float32 whatever the inputs'
     type, autocast or not. The extra memory stays near `chunk_bytes`, at least one query row.
     """
-    num_rows, _, length, _ = queries.shape
-    visible = visible.expand(num_rows, length, keys.shape[2])
+    num_rows, heads, length, dim = queries.shape
+    kv_heads, num_keys = keys.shape[1:3]
+    visible = visible.expand(num_rows, length, num_keys)
     found = torch.empty(num_rows, length, num_frames, device=queries.device)
+    # Of each query: scores of every head, their mean over heads, the inverted mask, the scaled query. Of each row: its
+    # keys in float32, its frames.
+    query_bytes = num_keys * (4 * heads + 4 + 1) + 4 * heads * dim
+    row_bytes = num_keys * (4 * kv_heads * dim * (keys.dtype != torch.float32) + 8 * num_frames)
+    block = max(1, chunk_bytes // (length * query_bytes + row_bytes))
+    step = length if block > 1 else max(1, (chunk_bytes - row_bytes) // query_bytes)
     # Autocast would round the scores, and give frame sums in its own type.
     with torch.autocast(queries.device.type, enabled=False):
-        for row in range(num_rows):
-            members = _frame_means(frame_of_key[row], num_frames)
-            _row_to_frames(queries[row], keys[row], visible[row], members, found[row], scaling, chunk_bytes)
+        for first in range(0, num_rows, block):
+            rows = slice(first, first + block)
+            members = _frame_means(frame_of_key[rows], num_frames)
+            float_keys = keys[rows].float()
+            for start in range(0, length, step):
+                chunk = slice(start, start + step)
+                found[rows, chunk] = _chunk_to_frames(
+                    queries[rows, :, chunk], float_keys, visible[rows, chunk], members, scaling
+                )
     return found
 
 
 def _frame_means(frame_of_key: Tensor, num_frames: int) -> Tensor:
-    """(L,) frame numbers -> (L, T) float32: column t averages over the tokens of frame t."""
-    columns = torch.zeros(len(frame_of_key), num_frames + 1, device=frame_of_key.device)
-    columns.scatter_(1, (frame_of_key.clamp(min=-1) + 1).unsqueeze(1), 1.0)
-    return columns[:, 1:] / columns[:, 1:].sum(dim=0).clamp(min=1)
+    """(B, L) frame numbers -> (B, L, T) float32: column t averages over the tokens of frame t."""
+    columns = torch.zeros(*frame_of_key.shape, num_frames + 1, device=frame_of_key.device)
+    columns.scatter_(-1, (frame_of_key.clamp(min=-1) + 1).unsqueeze(-1), 1.0)
+    return columns[..., 1:] / columns[..., 1:].sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def _row_to_frames(
-    queries: Tensor,
-    keys: Tensor,
-    visible: Tensor,
-    members: Tensor,
-    out: Tensor,
-    scaling: float,
-    chunk_bytes: int,
-) -> None:
-    """One batch row: queries (heads, N, D), keys (kv_heads, L, D), visible (N, L), members (L, T), out (N, T)."""
-    heads, length, dim = queries.shape
-    kv_heads, num_keys, _ = keys.shape
-    shared = heads // kv_heads
-    keys = keys.float()
-    # Scores of every head, their mean over heads, the inverted mask, and the scaled queries.
-    row_bytes = num_keys * (4 * heads + 4 + 1) + 4 * heads * dim
-    held = 0 if keys.dtype == queries.dtype else keys.nbytes
-    step = max(1, (chunk_bytes - held) // row_bytes)
-    for start in range(0, length, step):
-        chunk = slice(start, min(start + step, length))
-        # Query heads that share keys are rows of one product: repeated keys would take `shared` times their memory.
-        folded = queries[:, chunk].float().mul(scaling).reshape(kv_heads, -1, dim)
-        scores = folded @ keys.transpose(-1, -2)
-        by_head = scores.view(kv_heads, shared, -1, num_keys)
-        by_head.masked_fill_(~visible[chunk], float("-inf"))
-        # Softmax in place.
-        scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
-        scores.div_(scores.sum(dim=-1, keepdim=True))
-        # Averaging over heads before the frame sums costs heads times less; both are linear.
-        torch.matmul(by_head.mean(dim=(0, 1)), members, out=out[chunk])
-        del scores, by_head  # or they would live until the next chunk's are made
+def _chunk_to_frames(
+    queries: Tensor, keys: Tensor, visible: Tensor, members: Tensor, scaling: float
+) -> Tensor:
+    """queries (B, heads, n, D), keys (B, kv_heads, L, D) float32, visible (B, n, L), members (B, L, T) -> (B, n, T)."""
+    batch, heads, length, dim = queries.shape
+    kv_heads, num_keys = keys.shape[1:3]
+    # Query heads that share keys are rows of one product: repeating the keys would take several times the memory.
+    folded = queries.float().mul(scaling).reshape(batch, kv_heads, -1, dim)
+    scores = folded @ keys.transpose(-1, -2)
+    by_head = scores.view(batch, kv_heads, heads // kv_heads, length, num_keys)
+    by_head.masked_fill_(~visible[:, None, None], float("-inf"))
+    # Softmax in place.
+    scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
+    scores.div_(scores.sum(dim=-1, keepdim=True))
+    # Averaging over heads before the frame sums costs heads times less; both are linear.
+    return by_head.mean(dim=(1, 2)) @ members
 
 
 @dataclass(slots=True)

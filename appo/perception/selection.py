@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from appo.errors import Diverged, SettingError
 from appo.perception.frames import (
     crucial_frames,
     response_frame_scores,
@@ -26,7 +27,7 @@ from appo.perception.tokens import PerceptionTokens, perception_tokens
 class WeightSettings:
     """APPO's settings with the paper's defaults (K1, K2, K3, tau, alpha); `temperature` is the rollouts'.
 
-    Raises ValueError naming the recipe's key, the value and the remedy.
+    Raises SettingError naming the recipe's key, the value and the remedy.
     """
 
     k1: int = 15
@@ -42,11 +43,13 @@ class WeightSettings:
     def __post_init__(self) -> None:
         for name in ("k1", "k2", "k3"):
             if getattr(self, name) < 1:
-                raise ValueError(f"perception.{name}={getattr(self, name)}: must be at least 1")
+                raise SettingError(f"perception.{name}={getattr(self, name)}: must be at least 1")
         if not self.max_weight >= 1:
-            raise ValueError(f"perception.max_weight={self.max_weight}: must be at least 1 (1 is plain DAPO)")
+            raise SettingError(
+                f"perception.max_weight={self.max_weight}: must be at least 1 (1 is plain DAPO)"
+            )
         if not self.temperature > 0:
-            raise ValueError(f"policy.temperature={self.temperature}: must be above 0")
+            raise SettingError(f"policy.temperature={self.temperature}: must be above 0")
         choices = {
             "strategy": ("hard", "soft", "all"),
             "fallback": ("none", "all"),
@@ -54,7 +57,7 @@ class WeightSettings:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(
+                raise SettingError(
                     f"perception.{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}"
                 )
 
@@ -93,14 +96,17 @@ def select(
     attention: (G, N, T) float, as the probe gives it; completion_lengths: (G,) int, valid prefix with EOS;
     accuracy_rewards: (G,) float, NaN where there is none. What stands in the padding is never read, not even
     NaN. Raises ValueError when shapes disagree, a length is outside [0, N] or a valid attention is not
-    finite.
+    finite (Diverged).
     """
     num_completions, num_tokens, _ = _checked_shape(attention, completion_lengths, accuracy_rewards)
     attention = attention.detach()
     lengths = completion_lengths.to(device=attention.device, dtype=torch.int64)
     valid = valid_tokens(lengths, num_tokens)
     if not bool(attention.isfinite().logical_or(~valid[:, :, None]).all()):
-        raise ValueError("attention: has NaN or infinity on a completion token; has the model diverged?")
+        raise Diverged(
+            "attention: has NaN or infinity on a completion token, so the model has diverged; lower "
+            "training.learning_rate, and go on from a checkpoint before that"
+        )
 
     scores = response_frame_scores(attention, lengths, k1=settings.k1)
     best = top_frames(scores, k2=settings.k2).tolist()

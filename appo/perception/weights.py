@@ -11,6 +11,7 @@ gathers the rows, and calls `weights_from_rows`. No gradient flows through a wei
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -153,22 +154,15 @@ def weights_from_rows(
     if rows.shape[0] != selection.rows.shape[0]:
         raise ValueError(f"rows: the selection chose {selection.rows.shape[0]} rows, got {rows.shape[0]}")
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    tensor_cores = rows.is_cuda and rows.dtype == head_weight.dtype != dtype
 
     def chunk(first: int, last: int) -> Tensor:
-        head = head_weight[first:last].detach()
-        if tensor_cores:  # exact products of the half-precision numbers, summed in float32
-            logits = torch.mm(rows, head.T, out_dtype=dtype)
-        else:
-            head = head.to(dtype).T
-            logits = torch.empty(rows.shape[0], last - first, dtype=dtype, device=rows.device)
-            for part, out in zip(rows.split(_CAST_ROWS), logits.split(_CAST_ROWS), strict=True):
-                torch.mm(part.to(dtype), head, out=out)
+        logits = exact_logits(rows, head_weight[first:last].detach(), dtype)
         if head_bias is not None:
             logits += head_bias[first:last].to(dtype)
         return logits if settings.temperature == 1 else logits.div_(settings.temperature)
 
-    cast = 0 if head_weight.dtype == dtype or tensor_cores else rows.shape[1]
+    # A copy of the head in another type; on a CPU half precision is multiplied twice (see `exact_logits`).
+    cast = 0 if head_weight.dtype == rows.dtype and rows.dtype in (dtype, torch.bfloat16) else rows.shape[1]
     return _assemble(
         selection,
         completion_lengths,
@@ -180,6 +174,35 @@ def weights_from_rows(
         chunk_mib=chunk_mib,
         log_normalizer=log_normalizer,
     )
+
+
+def exact_logits(rows: Tensor, head: Tensor, dtype: torch.dtype) -> Tensor:
+    """rows (R, H) @ head (C, H).T in `dtype`, float32 or float64, whatever the type of the rows. Returns (R, C).
+
+    Half-precision rows see the head rounded to their type, as the forward pass did; their products are then exact and
+    only the sum rounds. A logit rounded to bfloat16 would be off by up to 2^-8 of itself, and weights by a third.
+    """
+    head = head.to(rows.dtype) if rows.element_size() == 2 else head.to(dtype)
+    if rows.dtype == head.dtype == dtype:
+        return rows @ head.T
+    if rows.is_cuda:
+        return torch.mm(rows, head.T, out_dtype=dtype)
+    if rows.dtype == torch.bfloat16 and _multiplies_bfloat16():
+        # Faster than one product in float32: the rounded logits, then what the rounding took, in the same units that
+        # sum up in float32. Off by 2^-16 of a logit.
+        rounded = torch.mm(rows, head.T)
+        return rounded.to(dtype).add_(torch.addmm(rounded, rows, head.T, beta=-1))
+    head = head.to(dtype)
+    logits = torch.empty(rows.shape[0], head.shape[0], dtype=dtype, device=rows.device)
+    for part, out in zip(rows.split(_CAST_ROWS), logits.split(_CAST_ROWS), strict=True):
+        torch.mm(part.to(dtype), head.T, out=out)
+    return logits
+
+
+@cache
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU has units for bfloat16 matrices (AMX), where a product is several times a float32 one."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _assemble(

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
+from appo.errors import SettingError
+
 if TYPE_CHECKING:
     from appo.config import Policy
 
@@ -119,18 +121,18 @@ def _import_all() -> None:
 def settings_for(policy: Policy) -> PolicySettings:
     """The settings of `policy.algorithm`, with the recipe's own values where it gives any.
 
-    Raises ValueError naming `policy.algorithm`, its value and the known names; or `policy.reward_weights`
+    Raises SettingError naming `policy.algorithm`, its value and the known names; or `policy.reward_weights`
     when a stream is left without a reward.
     """
     if policy.algorithm not in algorithms():
-        raise ValueError(
+        raise SettingError(
             f"policy.algorithm={policy.algorithm!r}: unknown; known are {', '.join(algorithms())}"
         )
     algorithm = _REGISTRY[policy.algorithm]()
     streams = algorithm.streams(policy.reward_weights)
     for stream in streams:
         if not any(weight != 0 for weight in stream.rewards.values()):
-            raise ValueError(
+            raise SettingError(
                 f"policy.reward_weights={dict(policy.reward_weights)}: leaves the {stream.name} advantage of "
                 f"{policy.algorithm} without any reward; give at least one a weight other than 0"
             )

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from appo.errors import SettingError
 from appo.policy.spans import tag_text
 from appo.prompts import OBSERVATION, option_letter, with_options
 
@@ -88,7 +89,7 @@ def judge_for(settings: JudgeSettings) -> Judge:
     if settings.kind == "rules":
         return RuleJudge()
     if settings.url is None or settings.model is None:
-        raise ValueError("policy.judge.kind=server: needs policy.judge.url and policy.judge.model")
+        raise SettingError("policy.judge.kind=server: needs policy.judge.url and policy.judge.model")
     return ServerJudge(
         settings.url,
         settings.model,

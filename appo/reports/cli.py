@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from appo.cli_options import FolderOption, ManifestOption, RecipeOption, SetOption
+from appo.cli_options import FolderOption, ManifestOption, RecipeOption, SetOption, folder_to_write
 
 champion_app = typer.Typer(
     help="The model that won: which one it is, and back to the one before.", no_args_is_help=True
@@ -30,7 +30,9 @@ def explain(
     sample: Annotated[str, typer.Argument(help="id of a sample of the manifest")],
     recipe: RecipeOption,
     manifest: ManifestOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder for explain.html")] = Path("explain"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="folder for explain.html", callback=folder_to_write)
+    ] = Path("explain"),
     seed: Annotated[int, typer.Option(help="of the rollout")] = 0,
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
@@ -54,7 +56,7 @@ def champion_show(
     from appo.config import load_recipe
     from appo.tracking.champion import open_registry
 
-    typer.echo(open_registry(load_recipe(recipe, overrides), folder).describe())
+    typer.echo(open_registry(load_recipe(recipe, overrides), folder, kept=True).describe())
 
 
 @champion_app.command("rollback")
@@ -68,7 +70,7 @@ def champion_rollback(
     from appo.config import load_recipe
     from appo.tracking.champion import open_registry
 
-    champion = open_registry(load_recipe(recipe, overrides), folder).roll_back(reason)
+    champion = open_registry(load_recipe(recipe, overrides), folder, kept=True).roll_back(reason)
     typer.echo(f"champion: version {champion.version}, {champion.uri}")
 
 
@@ -89,6 +91,8 @@ def tracking_upload(
     from appo.tracking.sender import upload
     from appo.tracking.stored import upload_stored
 
+    if not is_s3(folder) and not Path(folder).is_dir():
+        raise typer.BadParameter(f"{folder}: no such folder; name the one that holds a run's journals")
     outcomes = upload_stored(folder, uri=uri) if is_s3(folder) else upload(Path(folder), uri=uri)
     for name, outcome in outcomes.items():
         typer.echo(f"{name}: {outcome}")

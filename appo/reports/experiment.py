@@ -32,11 +32,12 @@ def fetch_experiment(name: str, out: Path, *, recipe: Recipe, run_dir: Path) -> 
     """Fetch the finished trainings of an experiment into `out`.
 
     run_dir: folder of mlflow.db where neither recipe nor environment names a server. Raises ReportError when the
-    experiment is unknown, holds no finished training with its files, or nothing in it was evaluated.
+    experiment is unknown, holds no finished training with its files, or nothing in it was evaluated, MlflowAway without
+    a store.
     """
-    from appo.tracking.tracker import open_sink
+    from appo.tracking.tracker import open_kept
 
-    client = open_sink(recipe, run_dir).client
+    client = open_kept(recipe, run_dir).client
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         known = ", ".join(sorted(e.name for e in client.search_experiments())) or "none"

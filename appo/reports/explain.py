@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 
 from appo.config import Recipe
+from appo.modeling.checkpoints import check_model
 from appo.reports import attention, figures, page
 from appo.reports.attention import Group
 from appo.reports.results import ReportError
@@ -35,8 +36,8 @@ def explain(
     """Roll out one group on one sample with the recipe's sampling, and write explain.html and group.json to
     `out`.
 
-    checkpoint: folder or hub name. sample_id: of the manifest. Raises ReportError for an unknown sample, and
-    what loading a model raises.
+    checkpoint: folder or hub name. sample_id: of the manifest. Raises ReportError for an unknown sample,
+    CheckpointError for what is no whole checkpoint.
     """
     group = roll_out(checkpoint, sample_id, recipe=recipe, manifest_path=manifest_path, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -57,6 +58,7 @@ def roll_out(checkpoint: str, sample_id: str, *, recipe: Recipe, manifest_path: 
     if not samples:
         near = ", ".join(sample.id for sample in manifest.samples[:3])
         raise ReportError(f"sample {sample_id!r}: is not in {manifest_path}; its samples are such as {near}")
+    check_model(checkpoint)
 
     from appo.modeling.loading import load_policy, load_processor
     from appo.training.arguments import quiet

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from appo.errors import UserError
+
 # The order of every table and legend; what is not named here comes after, by name.
 ORDER = ("grpo", "dapo", "appo", "pa_grpo")
 LABELS = {"grpo": "GRPO", "dapo": "DAPO", "appo": "APPO", "pa_grpo": "PA-GRPO", "warm_start": "warm start"}
@@ -20,7 +22,7 @@ START_NAMES = ("warm_start", "start", "base", "base_model")
 _CHECKPOINT = re.compile(r"^(?P<label>[a-z_]+(?:\.[\w-]+)?)[-_/]seed[-_]?(?P<seed>\d+)$")
 
 
-class ReportError(ValueError):
+class ReportError(UserError, ValueError):
     """Outputs that cannot be compared; names the file, what is wrong, and the remedy."""
 
 

@@ -7,6 +7,7 @@ from functools import partial
 
 from appo.config import Recipe
 from appo.data.schema import VideoSample
+from appo.errors import SettingError
 from appo.rewards.accuracy import accuracy_reward
 from appo.rewards.format import format_reward
 from appo.rewards.temporal import extract_spans, set_iou
@@ -27,7 +28,7 @@ def reward_functions(recipe: Recipe) -> dict[str, RewardFunction]:
     """The reward streams of a recipe by name: those of `policy.reward_weights`, and always `accuracy` first.
 
     Each takes (completion text, its sample) and returns a value in [0, 1], or None where it does not apply.
-    Raises ValueError for a weight whose reward does not exist.
+    Raises SettingError for a weight whose reward does not exist.
     """
     known: dict[str, RewardFunction] = {
         "accuracy": accuracy_reward,
@@ -35,7 +36,9 @@ def reward_functions(recipe: Recipe) -> dict[str, RewardFunction]:
         "temporal_iou": temporal_iou_reward,
     }
     if unknown := sorted(set(recipe.policy.reward_weights) - set(known)):
-        raise ValueError(f"policy.reward_weights.{unknown[0]}: no such reward; known are {', '.join(known)}")
+        raise SettingError(
+            f"policy.reward_weights.{unknown[0]}: no such reward; known are {', '.join(known)}"
+        )
     # Accuracy decides which completions are right (APPO's S1 and S2), also where it carries no weight.
     return {name: known[name] for name in known if name == "accuracy" or name in recipe.policy.reward_weights}
 

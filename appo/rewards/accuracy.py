@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from appo.data.schema import VideoSample
+from appo.errors import MissingPackage
 from appo.rewards.answers import extract_answer, extract_choice, extract_number
 
 # ROUGE stems and aligns in Python, and a reference is a few sentences: past this much text a candidate's
@@ -83,7 +84,9 @@ def _rouge() -> Any:
     try:
         from rouge_score import rouge_scorer
     except ImportError as error:
-        raise RuntimeError("free-form answers are scored with ROUGE: install rouge-score") from error
+        raise MissingPackage(
+            "rouge_score: is not installed, and free-form answers are scored with ROUGE; pip install 'appo[eval]'"
+        ) from error
     return rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from appo.errors import SettingError, UserError
+
 if TYPE_CHECKING:
     from appo.config import Recipe
 
@@ -24,7 +26,7 @@ LEFT = "appo.rolled_back"  # tag of a version that somebody went back from; its 
 NOISE_ERRORS = 2.0
 
 
-class ChampionError(RuntimeError):
+class ChampionError(UserError, RuntimeError):
     """The registry cannot do what was asked; says why and what to do."""
 
 
@@ -80,17 +82,17 @@ def decide(
     scores in [0, 1], one a seed, of both on the same manifest. The difference must exceed margin +
     noise_errors standard errors of the difference of means. With one seed on both sides the noise cannot be
     known, and nothing but the margin is asked, which the reason says. No champion yet: promoted. Raises
-    ValueError when the two were scored on different manifests, without scores, or for a negative margin.
+    SettingError when the two were scored on different manifests, without scores, or for a negative margin.
     """
     if margin < 0:
-        raise ValueError(f"margin={margin}: must be 0 or more")
+        raise SettingError(f"margin={margin}: must be 0 or more")
     if not challenger.scores or (champion is not None and not champion.scores):
-        raise ValueError("scores: are empty; evaluate champion and challenger first")
+        raise SettingError("scores: are empty; evaluate champion and challenger first")
     if champion is None:
         reason = f"promoted: there was no champion; the challenger scores {challenger.mean:.4f}"
         return Decision(True, reason, challenger.mean, None, None, None, None, margin)
     if champion.manifest_digest != challenger.manifest_digest:
-        raise ValueError(
+        raise SettingError(
             f"manifest: the champion was scored on {champion.manifest_digest[:12]}, the challenger on "
             f"{challenger.manifest_digest[:12]}; evaluate both on the same one"
         )
@@ -267,11 +269,13 @@ def _version(found: Any) -> ModelVersion:
     return ModelVersion(str(found.version), str(found.source), dict(found.tags or {}))
 
 
-def open_registry(recipe: Recipe, run_dir: Path) -> Registry:
+def open_registry(recipe: Recipe, run_dir: Path, *, kept: bool = False) -> Registry:
     """The registry of the recipe's MLflow store; the registered model is called like the experiment.
 
-    run_dir: folder of mlflow.db, where neither the recipe nor MLFLOW_TRACKING_URI names a server.
+    run_dir: folder of mlflow.db, where neither the recipe nor MLFLOW_TRACKING_URI names a server. kept: refuse a
+    local store that is not there, in place of making it. Raises MlflowAway.
     """
-    from appo.tracking.tracker import open_sink
+    from appo.tracking.tracker import open_kept, open_sink
 
-    return Registry(open_sink(recipe, Path(run_dir)).client, f"{recipe.tracking.experiment}-champion")
+    sink = (open_kept if kept else open_sink)(recipe, Path(run_dir))
+    return Registry(sink.client, f"{recipe.tracking.experiment}-champion")

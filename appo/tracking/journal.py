@@ -15,10 +15,12 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from appo.errors import UserError
+
 Event = dict[str, Any]
 
 
-class JournalBusy(RuntimeError):
+class JournalBusy(UserError, RuntimeError):
     """Another living process writes this journal."""
 
 

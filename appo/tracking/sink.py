@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from appo.errors import UserError, one_line
 from appo.tracking.journal import Event
 from appo.tracking.locks import file_lock
 from appo.tracking.secrets import scrub
@@ -32,8 +33,8 @@ _EXPERIMENT_TAGS = {
 }
 
 
-class Refused(RuntimeError):
-    """MLflow answered, and the answer is no: sending the same again cannot help."""
+class MlflowAway(UserError, RuntimeError):
+    """MLflow does not answer, or has no store where one was named: the address and the remedy."""
 
 
 class MlflowSink:
@@ -71,6 +72,7 @@ class MlflowSink:
 
     @property
     def client(self) -> Any:
+        """MLflow's client, made at the first use. Raises MlflowAway when its store does not answer then."""
         if self._client is None:
             # One short attempt: waiting and trying again is the sender's work, and it does not block anyone.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -85,8 +87,17 @@ class MlflowSink:
             from mlflow import MlflowClient
 
             with self._locked():  # the first one on a new SQLite file also makes its tables
-                self._client = MlflowClient(tracking_uri=self.uri)
-                self._client.search_experiments(max_results=1)
+                try:
+                    client = MlflowClient(tracking_uri=self.uri)
+                    client.search_experiments(max_results=1)
+                except ImportError:
+                    raise
+                except Exception as error:  # of the client, the network or the database
+                    raise MlflowAway(
+                        f"{scrub(self.uri)}: MLflow does not answer: {scrub(one_line(error))}; see that it runs, "
+                        "or name another with tracking.uri or MLFLOW_TRACKING_URI"
+                    ) from error
+                self._client = client
         return self._client
 
     def apply(self, events: Sequence[Event], ids: dict[str, str]) -> list[tuple[Event, str]]:

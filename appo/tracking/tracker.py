@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from appo.tracking.provenance import comparison_digest, parameters, provenance_tags
 from appo.tracking.runlog import Tracker
-from appo.tracking.sink import MlflowSink
+from appo.tracking.sink import MlflowAway, MlflowSink
 
 if TYPE_CHECKING:
     from appo.config import Recipe
@@ -29,6 +29,18 @@ def tracking_uri(recipe: Recipe, run_dir: Path) -> str:
 def open_sink(recipe: Recipe, run_dir: Path) -> MlflowSink:
     """MLflow as this run sees it; a local SQLite store keeps artifacts beside its file and is locked."""
     return MlflowSink.at(tracking_uri(recipe, run_dir), recipe.tracking.experiment)
+
+
+def open_kept(recipe: Recipe, run_dir: Path) -> MlflowSink:
+    """The same for whoever only reads: a local store must be there already. Raises MlflowAway."""
+    uri = tracking_uri(recipe, run_dir)
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not file.is_file():
+        raise MlflowAway(
+            f"{file}: no MLflow store is there; name the folder of a run with --folder, or a server with "
+            "tracking.uri or MLFLOW_TRACKING_URI"
+        )
+    return open_sink(recipe, run_dir)
 
 
 def open_tracker(recipe: Recipe, run_dir: Path, *, journals: Path | None = None) -> Tracker:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from appo.errors import UserError
 from appo.modeling.features import base_model
 from appo.modeling.generation import placeholder_tokens
 from appo.modeling.inputs import PromptInputs
@@ -27,7 +28,7 @@ CHECK_COMPLETIONS, CHECK_TOKENS = 4, 8
 TOLERANCE = {"float32": 1e-2, "bfloat16": 0.15}
 
 
-class RolloutMismatch(RuntimeError):
+class RolloutMismatch(UserError, RuntimeError):
     """Generation does not see a prompt as scoring and loss do."""
 
 

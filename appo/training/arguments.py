@@ -11,17 +11,19 @@ from typing import Any
 
 from appo.config import Recipe
 from appo.data.schema import VideoSample
+from appo.errors import SettingError
 from appo.policy import PolicySettings
 
 
 def rows_per_process(recipe: Recipe, world_size: int) -> int:
-    """Completions of one micro-batch on one process. Raises ValueError where a step cannot be divided evenly."""
+    """Completions of one micro-batch on one process. Raises SettingError where a step cannot be divided evenly."""
     training, size = recipe.training, recipe.policy.num_generations
     total, parts = training.prompts_per_step * size, world_size * training.gradient_accumulation_steps
     if total % parts:
-        raise ValueError(
+        raise SettingError(
             f"training.prompts_per_step={training.prompts_per_step} x policy.num_generations={size} completions: "
             f"must divide evenly over {world_size} processes x {training.gradient_accumulation_steps} accumulation steps"
+            "; change one of them"
         )
     return total // parts
 
@@ -29,13 +31,13 @@ def rows_per_process(recipe: Recipe, world_size: int) -> int:
 def training_arguments(
     recipe: Recipe, settings: PolicySettings, folder: Path, seed: int, *, num_prompts: int
 ) -> Any:
-    """TRL's GRPOConfig. Raises ValueError when the train split is smaller than one step."""
+    """TRL's GRPOConfig. Raises SettingError when the train split is smaller than one step."""
     import torch
     from trl import GRPOConfig
 
     training, policy = recipe.training, recipe.policy
     if num_prompts < training.prompts_per_step:
-        raise ValueError(
+        raise SettingError(
             f"training.prompts_per_step={training.prompts_per_step}: the manifest's train split has only "
             f"{num_prompts} samples; lower it"
         )

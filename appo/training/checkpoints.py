@@ -20,6 +20,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from appo.errors import UserError
+
 MARKER = "COMPLETE"
 LAYOUT = "layout.json"
 STATE = "state"
@@ -28,7 +30,7 @@ SCHEDULER = "scheduler.pt"
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True)
 
 
-class CheckpointMismatch(ValueError):
+class CheckpointMismatch(UserError, ValueError):
     """A checkpoint that this training cannot continue: what it was written by, what runs now, the remedy."""
 
 

@@ -13,6 +13,8 @@ from appo.config import Recipe
 from appo.data.frames import open_frames
 from appo.data.manifest import Manifest
 from appo.data.schema import VideoSample
+from appo.errors import SettingError
+from appo.modeling.checkpoints import check_model
 from appo.modeling.feature_cache import open_cache
 from appo.modeling.feature_files import nothing_to_fill
 from appo.training.store import PromptStore
@@ -38,15 +40,16 @@ def fill(
 ) -> Filled:
     """Compute the features of every video of `splits` that `training.feature_cache_dir` does not hold yet.
 
-    Raises ValueError where the recipe keeps no features, VideoError when frames cannot be had.
+    Raises SettingError where the recipe keeps no features, VideoError when frames cannot be had.
     """
     from appo.modeling.loading import load_policy, load_processor
 
     if reason := nothing_to_fill(recipe):
-        raise ValueError(
+        raise SettingError(
             f"nothing to fill ({reason}): set training.feature_cache_dir to a folder or s3:// URI, "
             "training.feature_cache and model.freeze_vision to true"
         )
+    check_model(model_path)
     model = load_policy(model_path, recipe.model)
     if _has_gpu():
         model = model.to("cuda")

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from appo.errors import UserError
+
 NAMED = 8  # prompts; a whole batch of them would fill the screen
 
 
-class NotFinite(RuntimeError):
+class NotFinite(UserError, RuntimeError):
     """A training met NaN or infinity: step, phase, prompts, and where it can go on from."""
 
 

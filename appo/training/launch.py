@@ -23,17 +23,21 @@ from typing import Any
 import yaml
 
 from appo.config import Recipe, parse_recipe
+from appo.errors import UserError, debugging, expected, tell
+from appo.storage import write_atomic
 
 # Told apart from failures: a saved, unfinished training is to be started again (BSD's EX_TEMPFAIL).
 EXIT_INTERRUPTED = 75
 LINES_OF_REASON = 30
+# Beside the job, one file a process: the message of an expected mistake, for the process that started them all.
+MISTAKE = "mistake-{rank}.txt"
 
 
 class TrainingFailed(RuntimeError):
     """The processes of a training ended with an error; the message holds their last lines."""
 
 
-class LayoutError(ValueError):
+class LayoutError(UserError, ValueError):
     """A layout that this machine cannot run: the setting, its value, the remedy."""
 
 
@@ -46,7 +50,9 @@ def refuse_impossible(recipe: Recipe, processes: int) -> None:
     if processes == 1:
         raise LayoutError(f"{name}: shards over processes, and there is one; set training.distributed=ddp")
     if layout.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-        raise LayoutError(f"{name}: needs the package deepspeed; install it, or set training.distributed=fsdp2")
+        raise LayoutError(
+            f"{name}: needs the package deepspeed; install it, or set training.distributed=fsdp2"
+        )
     if not _has_gpu():
         raise LayoutError(f"{name}: needs GPUs, and this machine has none; set training.distributed=ddp")
 
@@ -98,8 +104,6 @@ def _configuration(recipe: Recipe, path: Path) -> Path:
 
 def write_job(path: Path, recipe: Recipe, **arguments: Any) -> Path:
     """What every process reads: the resolved recipe and `train`'s other arguments."""
-    from appo.storage import write_atomic
-
     values = {name: str(v) if isinstance(v, Path) else v for name, v in arguments.items()}
     write_atomic(path, json.dumps({"recipe": recipe.to_json(), **values}))
     return path
@@ -119,7 +123,8 @@ def launch(
 
     rank, address: this machine's number, and where number 0 is found. tracking: arguments of
     `appo.tracking.start_training` that its first process opens its tracker with.
-    Raises Interrupted after a SIGTERM was passed on and a checkpoint saved, TrainingFailed otherwise.
+    Raises Interrupted after a SIGTERM was passed on and a checkpoint saved, UserError with the message of a process
+    that ended with one, TrainingFailed otherwise.
     """
     from appo.training.run import Interrupted
 
@@ -137,18 +142,40 @@ def launch(
             assert process.stdout is not None
             for line in process.stdout:
                 last.append(line)
-                print(line, end="", flush=True)
+                # What follows a mistake is torchrun's report of it: thirty lines without the reason.
+                if debugging() or not mistake(job):
+                    print(line, end="", flush=True)
             code = process.wait()
         finally:
             signal.signal(signal.SIGTERM, previous)
+        if said := mistake(job):  # first: the other processes were stopped for it, and may have saved
+            raise UserError(said)
     if code == EXIT_INTERRUPTED or (Path(arguments["out"]) / "INTERRUPTED").exists():
         raise Interrupted(f"{arguments['out']}: stopped and saved; run again to continue")
     if code:
         raise TrainingFailed(f"training ended with status {code}:\n{''.join(last)}")
 
 
+def mistake(job: Path) -> str:
+    """The message of the expected mistake that a process of the job ended with; empty where none did."""
+    found = sorted(job.parent.glob(MISTAKE.format(rank="*")), key=lambda path: path.stat().st_mtime_ns)
+    return found[0].read_text(encoding="utf-8") if found else ""
+
+
 def main(path: str) -> int:
-    """One process of a launched training."""
+    """One process of a launched training. Its expected mistakes are left beside the job, for its parent to say."""
+    try:
+        return _main(path)
+    except Exception as error:
+        found = expected(error)
+        if found is None:
+            raise
+        write_atomic(Path(path).with_name(MISTAKE.format(rank=os.environ.get("RANK", "0"))), str(found))
+        tell(error)  # for whoever started this without `launch`, which shows nothing of it
+        return found.status
+
+
+def _main(path: str) -> int:
     from appo.tracking import log_training
     from appo.training.run import Interrupted, train
 

@@ -11,14 +11,16 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from appo.config import Model, Recipe
 from appo.modeling import features, windows
 from appo.modeling.generation import save_with_its_settings
+
+if TYPE_CHECKING:
+    from appo.config import Model, Recipe
 
 SHARDED = ("fsdp2", "zero2", "zero3")
 

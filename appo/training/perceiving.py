@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from appo.config import Recipe
+from appo.errors import SettingError
 from appo.perception import PerceptionWeights, Selection, WeightSettings, select, weights_from_rows
 from appo.training.layouts import whole_head
 from appo.training.scoring import Scores, log_normalizers
@@ -272,14 +273,17 @@ def weight_settings(recipe: Recipe) -> WeightSettings:
 
 
 def layers_to_read(recipe: Recipe, model: Any) -> tuple[int, ...]:
-    """Decoder layers whose attention is read. Raises ValueError for a layer the model does not have."""
+    """Decoder layers whose attention is read. Raises SettingError for a layer the model does not have."""
     depth = model.config.get_text_config().num_hidden_layers
     if recipe.perception.layers == "last3":
         return tuple(range(max(0, depth - 3), depth))
     chosen = tuple(layer % depth if -depth <= layer < 0 else layer for layer in recipe.perception.layers)
     if wrong := [layer for layer in chosen if not 0 <= layer < depth]:
         asked = list(recipe.perception.layers)
-        raise ValueError(f"perception.layers={asked}: the model has {depth} layers, not {wrong[0]}")
+        raise SettingError(
+            f"perception.layers={asked}: {wrong[0]} is none of the model's {depth} layers; "
+            f"choose from 0 to {depth - 1} (or -1 for the last), or last3"
+        )
     return chosen
 
 

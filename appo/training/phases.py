@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -19,13 +20,16 @@ class Phases:
     def __init__(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)
         self._inner: list[float] = []
+        # Entered with every phase's name beside the clock; a rehearsal measures memory with it.
+        self.beside: Callable[[str], AbstractContextManager[Any]] = lambda _: nullcontext()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self._inner.append(0.0)
         start = _now()
         try:
-            yield
+            with self.beside(name):
+                yield
         finally:
             elapsed = _now() - start
             self._seconds[name] += elapsed - self._inner.pop()

@@ -10,6 +10,8 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from appo.config import Recipe
 from appo.data.frames import open_frames
 from appo.data.manifest import Manifest, read_manifest
 from appo.data.schema import VideoSample
+from appo.errors import UserError
+from appo.modeling.checkpoints import check_model
 from appo.policy import PolicySettings, settings_for
 from appo.rewards import RewardFunction
 from appo.startup import heavy_imports
@@ -27,7 +31,7 @@ STEPS_TO_WARM_UP = 2  # left out of the throughput: first calls allocate and cho
 GROUPS_LOOKED_AT = 32
 
 
-class Interrupted(RuntimeError):
+class Interrupted(UserError, RuntimeError):
     """Training was asked to stop and has saved; run it again to continue."""
 
 
@@ -66,19 +70,24 @@ def train(
     out: Path,
     tracker: Any = None,
     progress: bool = True,
+    on_phase: Callable[[str], AbstractContextManager[Any]] | None = None,
 ) -> TrainSummary | None:
     """Train `model_path` on the manifest's train split; see the module for what lies in `out` afterwards.
 
-    Returns the summary, on the first of several processes alone. Raises ValueError for settings that do not fit
-    together, CheckpointMismatch, and Interrupted after a SIGTERM (a checkpoint was saved).
+    on_phase: entered with the name of each phase of the work while it lasts, for whoever measures. Returns the summary,
+    on the first of several processes alone. Raises SettingError for settings that do not fit together,
+    CheckpointMismatch, and Interrupted after a SIGTERM (a checkpoint was saved).
     """
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"algorithm": algorithm})})
     settings = settings_for(recipe.policy)
     manifest = read_manifest(manifest_path)
+    check_model(model_path)
     session = _Session.open(recipe, settings, manifest, model_path, seed, out, tracker, progress)
     trainer, recorder = session.trainer, session.recorder
+    if on_phase is not None:
+        trainer.phases.beside = on_phase
 
     from appo.training.checkpoints import check_layout, newest_checkpoint
 
@@ -257,7 +266,8 @@ class _Session:
 
         trainer, accelerator = self.trainer, self.trainer.accelerator
         mine = range(accelerator.process_index, len(self.looked_at), accelerator.num_processes)
-        with whole_policy(trainer) as model, accelerator.autocast():
+        beside = trainer.phases.beside("look")
+        with beside, whole_policy(trainer) as model, accelerator.autocast():
             model._has_fused_head = True  # TRL's trainer has given it one
             seen = look(
                 model,

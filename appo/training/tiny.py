@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 
 from appo.config import Video
 from appo.modeling import positions
+from appo.modeling.architecture import TinyShape, tiny_config
 from appo.prompts import ANSWER, OBSERVATION, THINK, TIME
 
 # Names as in Qwen2.5-VL's tokenizer; vLLM and the processor look for the vision tokens by name.
@@ -43,23 +43,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TinyShape:
-    """Sizes of the tiny model; the defaults give 0.9 million parameters."""
-
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    key_value_heads: int = 2
-    feed_forward: int = 256
-    vision_hidden: int = 64
-    vision_layers: int = 2
-    vision_heads: int = 4
-    vision_feed_forward: int = 128
-    # Larger than Qwen's 0.02, which suits thousands of hidden units: at 128 it makes learning start late.
-    initializer_range: float = 0.05
 
 
 def make_tokenizer(texts: Iterable[str]) -> Any:
@@ -113,40 +96,12 @@ def make_model(tokenizer: Any, *, seed: int, shape: TinyShape | None = None) -> 
     """
     from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    shape = shape or TinyShape()
-    head_dim = shape.hidden // shape.heads
-    if shape.hidden % shape.heads or head_dim % 8:
-        raise ValueError(
-            f"hidden={shape.hidden}, heads={shape.heads}: need a multiple of 8 dimensions a head"
-        )
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
-    # Sections of time, height, width sum to half of head_dim; time gets half, a demo frame is one token wide.
-    sections = [head_dim // 4, head_dim // 8, head_dim // 8]
+    sizes = tiny_config(shape or TinyShape(), len(tokenizer), max_positions=MAX_POSITIONS)
+    sizes["text_config"] |= {"eos_token_id": ids[TURN_END], "pad_token_id": ids[END_OF_TEXT]}
     config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": shape.hidden,
-            "intermediate_size": shape.feed_forward,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.key_value_heads,
-            "max_position_embeddings": MAX_POSITIONS,
-            "initializer_range": shape.initializer_range,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections},
-            "bos_token_id": None,
-            "eos_token_id": ids[TURN_END],
-            "pad_token_id": ids[END_OF_TEXT],
-        },
-        vision_config={
-            "depth": shape.vision_layers,
-            "hidden_size": shape.vision_hidden,
-            "intermediate_size": shape.vision_feed_forward,
-            "num_heads": shape.vision_heads,
-            "out_hidden_size": shape.hidden,
-            "fullatt_block_indexes": [shape.vision_layers - 1],
-            "tokens_per_second": 2,
-            "initializer_range": shape.initializer_range,
-        },
+        text_config=sizes["text_config"],
+        vision_config=sizes["vision_config"],
         image_token_id=ids[IMAGE],
         video_token_id=ids[VIDEO],
         vision_start_token_id=ids[VISION_START],

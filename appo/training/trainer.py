@@ -25,6 +25,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
 from appo.config import Recipe
+from appo.errors import SettingError
 from appo.modeling import features, loading
 from appo.modeling.generation import rollout_sampling
 from appo.modeling.inputs import PromptInputs
@@ -108,7 +109,7 @@ class VideoGRPOTrainer(GRPOTrainer):
             ("policy.algorithm=pa_grpo", len(self.settings.streams) > 1),
         ):
             if used:
-                raise ValueError(
+                raise SettingError(
                     f"{name}: needs whole groups on a process, but one holds {rows} completions a step and "
                     f"policy.num_generations={self.num_generations}; raise training.prompts_per_step"
                 )
@@ -204,7 +205,7 @@ class VideoGRPOTrainer(GRPOTrainer):
     def _roll_out(self, num_generations: int) -> tuple[list[list[int]], list[list[float]] | None]:
         prompts, sizes = _runs(self.rollouts.prompts, self.rollouts.groups)
         if len(set(sizes)) != 1:
-            raise ValueError(
+            raise SettingError(
                 f"rollouts: this process holds parts of groups of sizes {sizes}; make the completions of a step and "
                 "process a multiple of policy.num_generations, or divide it evenly"
             )
@@ -341,10 +342,12 @@ class VideoGRPOTrainer(GRPOTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The published checkpoint. Resumable ones hold the masters instead."""
         if not _internal_call:
-            layouts.publish(self, Path(str(output_dir)), self.recipe.model)
+            with self.phases("publish"):
+                layouts.publish(self, Path(str(output_dir)), self.recipe.model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        checkpoints.save_state(self, Path(output_dir))
+        with self.phases("checkpoint"):
+            checkpoints.save_state(self, Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Weights come back with their moments, once the model lies where it will train."""

@@ -28,7 +28,9 @@ import torch
 from torch import Tensor
 
 from appo.config import Recipe
+from appo.errors import UserError, status_of
 from appo.modeling import vllm_worker
+from appo.modeling.checkpoints import check_model
 from appo.modeling.inputs import PromptInputs
 from appo.modeling.vllm_inputs import check_length, served_features
 from appo.training.vllm_rollouts import Sampled
@@ -39,7 +41,7 @@ _SHARD_BYTES = 2 << 30
 _FINAL_ONLY = 2  # of vLLM's RequestOutputKind: by default a request with n > 1 loses members that end early
 
 
-class ServerError(RuntimeError):
+class ServerError(UserError, RuntimeError):
     """The rollout server does not answer, or not as it should; the message says how to start it."""
 
 
@@ -196,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--host", default=None, help="address to bind; default: the host of the URL")
     options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe, [*options.set, "training.rollout=vllm_server"])
+    check_model(options.model)
     place = urlsplit(str(recipe.training.vllm_server_url))
     command, environment = serve_command(
         recipe, options.model, host=options.host or place.hostname or "127.0.0.1", port=place.port or 8000
@@ -220,4 +223,4 @@ def _write(weights: Iterator[tuple[str, Tensor]], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of(main))

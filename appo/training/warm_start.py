@@ -23,6 +23,7 @@ from appo.data.frames import FrameSource, open_frames
 from appo.data.manifest import Manifest, ManifestError, read_manifest
 from appo.data.messages import prompt_messages
 from appo.data.schema import VideoSample
+from appo.errors import SettingError
 from appo.modeling.generation import Sampling, end_tokens
 from appo.modeling.inputs import PromptInputs, build_inputs, vision_kwargs
 from appo.modeling.loading import prepare
@@ -44,11 +45,11 @@ def warm_start(recipe: Recipe, manifest_path: Path, out: Path, *, progress: bool
 
     The summary: `accuracy_easy` (held-out part of the split trained on; absent where that is too small to hold any
     out), `accuracy_hard` (validation split, absent without one), `loss`, `steps`, `parameters`, `wall_s`.
-    Raises ManifestError when there is nothing to train on, ValueError when the recipe has no `model.warm_start`.
+    Raises ManifestError when there is nothing to train on, SettingError when the recipe has no `model.warm_start`.
     """
     settings = recipe.model.warm_start
     if settings is None:
-        raise ValueError("model.warm_start=null: give its settings, or a checkpoint as model.path")
+        raise SettingError("model.warm_start=null: give its settings, or a checkpoint as model.path")
     started = time.monotonic()
     manifest = read_manifest(manifest_path)
     learned, held_out = _divide(manifest)

@@ -17,9 +17,9 @@ from appo import cli, plan, steps
 from appo.config import RecipeError, load_recipe
 from components import validate
 from pipelines import catalog, cluster, parameters
-from pipelines.commands import _fitting, _parameters
 from pipelines.console import Story
 from pipelines.local import run_graph
+from pipelines.parameters import fitting, read_parameters
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -53,7 +53,7 @@ def test_values_left_alone_leave_the_recipe_alone() -> None:
     overrides = ("data.seed=3", "data.quotas={key_moment: 9}", "video.num_frames=8")
     assert checked(overrides=overrides) == load_recipe("demo", overrides)
     assert checked(overrides=overrides, data_seed=0).data.seed == 0  # 0 is a seed like any other
-    assert checked("video_r1_34k") == load_recipe("video_r1_34k")
+    assert checked() == load_recipe("demo")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_local_runner_hands_them_over(tmp_path: Path) -> None:
     graph.__annotations__ = {"quotas": dict, "data_seed": int, "fps": float}
     graph = dsl.pipeline(name="first-step")(graph)
     screen = io.StringIO()
-    values = _fitting(graph, _parameters(["quotas={mine: 3}", "data_seed=4", "fps=2"]))
+    values = fitting(graph, read_parameters(["quotas={mine: 3}", "data_seed=4", "fps=2"]))
     with Story(Console(file=screen, width=120)) as story:
         run_graph(graph, values, folder=tmp_path / "run", story=story)
     (made,) = (tmp_path / "run" / "kfp").rglob("validate/executor_output.json")

@@ -87,6 +87,8 @@ def test_one_file_adds_an_algorithm(tmp_path: Path) -> None:
     for path in [
         "__init__.py",
         "config.py",
+        "errors.py",
+        "sections.py",
         "prompts.py",
         *(f"policy/{p.name}" for p in (package / "policy").glob("*.py")),
     ]:

@@ -1,8 +1,8 @@
 """One launch of the matrix: trainings of one layout and type, one after another, on fixed completions.
 
-Run by `accelerate launch`, or alone for one process. What rollouts would draw is a function of the sample and the member,
-so that every cell scores and trains on the same tokens with the same rewards, and log-probabilities, gradients and
-updates can be compared between layouts and types.
+Run by `accelerate launch`, or alone for one process. What rollouts would draw is a function of the sample and the
+member, so that every cell scores and trains on the same tokens with the same rewards, and log-probabilities, gradients
+and updates can be compared between layouts and types.
 
     python -m tests.training.cells JOB      JOB: JSON, see `Job`
 """
@@ -26,7 +26,9 @@ LEARNING_RATE = 1e-6
 
 @dataclass(frozen=True)
 class Cell:
-    """One training. killed_after: the process dies in the step after this one, of SIGKILL."""
+    """One training. killed_after: the process dies in the step after this one, of SIGKILL. tied: the model's input and
+    output embeddings are one (3B's are, 7B's are not).
+    """
 
     algorithm: str
     shared_prefix: bool
@@ -35,11 +37,12 @@ class Cell:
     save_every: int = 1000
     killed_after: int | None = None
     folder: str | None = None
+    tied: bool = False
 
     @property
     def name(self) -> str:
         parts = (self.algorithm, "shared" if self.shared_prefix else "plain", "lora" if self.lora else "full")
-        return self.folder or "-".join(parts)
+        return self.folder or "-".join((*parts, "tied") if self.tied else parts)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Job:
     dtype: str
     manifest: str
     model: str
+    tied_model: str
     out: str
     cells: list[Cell]
 
@@ -196,7 +200,7 @@ def main(path: str) -> None:
             algorithm=cell.algorithm,
             seed=0,
             manifest_path=Path(job.manifest),
-            model_path=job.model,
+            model_path=job.tied_model if cell.tied else job.model,
             out=out,
             progress=False,
         )

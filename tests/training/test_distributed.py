@@ -1,14 +1,12 @@
-"""Real processes under accelerate: the same training on one process and on two, by DDP and by FSDP."""
+"""Real processes under accelerate: the same training on one process and on two; `test_matrix` has the other layouts."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-from importlib import resources
 from pathlib import Path
 
 import pytest
-import yaml
 
 from appo.training.checkpoints import newest_checkpoint
 from tests.training.conftest import Bench, largest_difference, long
@@ -25,27 +23,6 @@ appo.training.rewarding.reward_functions = lambda _: {"accuracy": pseudo_accurac
 from appo.training.launch import main
 sys.exit(main(sys.argv[1]))
 """
-
-# accelerate makes FSDP of GPUs only. The sharding itself (torch's fully_shard) runs on CPUs; this lets it.
-FSDP_ON_CPU = """
-from accelerate import state
-make = state.AcceleratorState.__init__
-def init(self, *args, fsdp_plugin=None, **kwargs):
-    make(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-    if fsdp_plugin is not None and self.distributed_type == state.DistributedType.MULTI_CPU:
-        self.distributed_type = state.DistributedType.FSDP
-        self.fsdp_plugin = fsdp_plugin
-        state.PartialState._shared_state["distributed_type"] = self.distributed_type
-state.AcceleratorState.__init__ = init
-from torch.distributed.fsdp import FSDPModule
-from appo.training.trainer import VideoGRPOTrainer
-step = VideoGRPOTrainer.training_step
-def training_step(self, *args, **kwargs):
-    assert isinstance(self._policy(), FSDPModule), "the model is not sharded"
-    return step(self, *args, **kwargs)
-VideoGRPOTrainer.training_step = training_step
-"""
-
 
 # One process of the two is told to go, as if the other had not heard of it yet.
 ONE_IS_TOLD = """
@@ -64,7 +41,6 @@ def launched(
     bench: Bench,
     name: str,
     *overrides: str,
-    config: Path | None = None,
     before: str = "",
     fails: bool = False,
 ) -> str:
@@ -89,8 +65,6 @@ def launched(
     script.write_text(before + REWARD, encoding="utf-8")
     command = launch_command(recipe, job, processes=2)
     command[command.index("-m", 3) :] = [str(script), str(job)]
-    if config is not None:
-        command[command.index("--config_file") + 1] = str(config)
     root = Path(__file__).parents[2]
     import os
 
@@ -157,36 +131,45 @@ def test_two_processes_with_an_engine_each_equal_one_with_accumulation(bench: Be
         assert a["completions/mean_length"] == b["completions/mean_length"]
 
 
-@pytest.mark.slow
-def test_fsdp_on_two_processes_equals_one(bench: Bench):
-    shipped = yaml.safe_load((resources.files("appo.recipes") / "accelerate" / "fsdp2.yaml").read_text())
-    config = bench.folder / "fsdp_on_cpu.yaml"
-    config.write_text(yaml.safe_dump({**shipped, "use_cpu": True, "mixed_precision": "no"}))
-    bench.train("appo", SLOW, name="one")
-    launched(bench, "two", SLOW, config=config, before=FSDP_ON_CPU)
-    assert largest_difference(bench.weights("one"), bench.weights("two")) < CLOSE
+@pytest.mark.parametrize("layout", ["fsdp2", "zero2", "zero3"])
+def test_a_layout_that_cannot_run_here_is_refused_and_never_replaced(bench: Bench, layout: str):
+    from appo.training.launch import LayoutError, launch_command
+
+    recipe, job = bench.recipe(f"training.distributed={layout}"), bench.folder / "job.json"
+    with pytest.raises(LayoutError, match=f"training.distributed={layout}: needs GPUs.*distributed=ddp"):
+        launch_command(recipe, job, processes=2)
+    with pytest.raises(LayoutError, match=f"training.distributed={layout}: shards over processes"):
+        launch_command(recipe, job, processes=1)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
-def test_shipped_configurations_are_accelerates(name: str):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_configurations_are_accelerates(bench: Bench, layout: str, dtype: str):
     from accelerate.commands.config.config_args import load_config_from_file
 
-    path = resources.files("appo.recipes") / "accelerate" / f"{name}.yaml"
-    config = load_config_from_file(str(path))
+    from appo.training.launch import launch_command
+    from tests.cpu_layouts import lifted
+
+    recipe = bench.recipe(f"training.distributed={layout}", f"model.dtype={dtype}")
+    with lifted():
+        command = launch_command(recipe, bench.folder / "job.json", processes=2)
+    config = load_config_from_file(command[command.index("--config_file") + 1])
     kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
-    assert str(config.distributed_type.value) == kinds[name]
-    if name == "fsdp2":
+    assert str(config.distributed_type.value) == kinds[layout]
+    assert config.use_cpu  # this machine; false where there is a GPU
+    if layout == "fsdp2":
         from accelerate.utils import FullyShardedDataParallelPlugin
 
         settings = {k.removeprefix("fsdp_"): v for k, v in config.fsdp_config.items()}
         known = FullyShardedDataParallelPlugin.__dataclass_fields__
         assert settings.pop("version") == 2
         assert set(settings) - {"offload_params"} <= set(known)  # the launcher's own name for cpu_offload
-    if name.startswith("zero"):
-        from accelerate.utils import DeepSpeedPlugin
-
-        assert set(config.deepspeed_config) <= set(DeepSpeedPlugin.__dataclass_fields__) | {"zero3_init_flag"}
-        assert config.deepspeed_config["zero_stage"] == int(name[-1])
+    if layout.startswith("zero"):
+        own = json.loads(Path(config.deepspeed_config["deepspeed_config_file"]).read_text())
+        assert own["zero_optimization"]["stage"] == int(layout[-1])
+        assert own["bf16"] == {"enabled": "auto"}
+    else:
+        assert config.mixed_precision == ("bf16" if dtype == "bfloat16" else "no")
 
 
 def test_a_job_file_holds_the_whole_training(bench: Bench):

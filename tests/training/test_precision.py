@@ -43,7 +43,8 @@ def test_a_published_checkpoint_is_the_masters_rounded_once(bench: Bench, kept: 
     from transformers import AutoModelForImageTextToText
 
     loaded, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
-    assert not report["missing_keys"] and not report["unexpected_keys"], report
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
     assert loaded.dtype == torch.bfloat16
     weights = dict(loaded.named_parameters())
     for name, master in masters.items():
@@ -122,3 +123,11 @@ def test_a_tower_that_trains_has_masters_too(bench: Bench, kept: list):
     assert all(p.requires_grad for p in policy.model.visual.parameters())
     published = load_file(bench.folder / "run" / "checkpoint" / "model.safetensors")
     assert {weight.dtype for weight in published.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("algorithm", "beta"), [("grpo", 0.01), ("dapo", 0.0), ("appo", 0.0)])
+def test_the_kl_coefficient_reaches_the_loss(bench: Bench, kept: list, algorithm: str, beta: float):
+    bench.train(algorithm, "training.max_steps=1")
+    assert kept[0].beta == beta
+    assert (kept[0].ref_model is not None) == (beta > 0)
+    assert ("kl" in bench.metrics()[0]) == (beta > 0)

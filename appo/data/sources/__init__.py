@@ -30,6 +30,11 @@ def read_source(recipe: Recipe, folder: Path) -> SourceData:
     return data
 
 
+def reads_records(recipe: Recipe) -> bool:
+    """Whether the source reads a publisher's records, and does not make its own. Raises RecipeError as above."""
+    return bool(getattr(_module(recipe), "READS_RECORDS", True))
+
+
 def check_names(recipe: Recipe) -> None:
     """Refuse `data.quotas` and `data.problem_types` of a source that no sample comes from.
 

@@ -9,6 +9,8 @@ from appo.data.sources.base import SourceData
 
 NAMES = ("key_moment",)
 
+READS_RECORDS = False  # it makes them
+
 
 def read(recipe: Recipe, folder: Path) -> SourceData:
     """Write the videos into `folder`. Equal settings and seed give equal files, so writing again changes

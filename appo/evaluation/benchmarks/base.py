@@ -16,13 +16,14 @@ from statistics import fmean
 from typing import ClassVar
 
 from appo.data.schema import VideoSample
+from appo.errors import UserError
 from appo.evaluation.predictions import Prediction
 from appo.rewards.answers import extract_answer, extract_choice
 
 OFFICIAL, PAPER = "official", "paper"
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(UserError, ValueError):
     """A benchmark, split or option that does not exist."""
 
 
