@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from appo.errors import SettingError
 from appo.modeling.features import base_model
 from appo.modeling.generation import Sampling, nothing_inherited
 from appo.modeling.inputs import PromptInputs, vision_kwargs
@@ -70,7 +71,7 @@ def generate_groups(
     where `sampling` is greedy. memory_gib: for keys and values at once; None sets no bound. before_draw: a logits
     processor that sees what each token is drawn from. Returns as many lists of token ids, each at least one token long.
 
-    Nothing here waits for other processes. Raises BrokenDistribution where logits are not finite, ValueError where one
+    Nothing here waits for other processes. Raises BrokenDistribution where logits are not finite, SettingError where one
     completion alone does not fit `memory_gib`.
     """
     owners = [prompt for prompt in prompts for _ in range(num_generations)]
@@ -86,7 +87,7 @@ def parts_within(
 ) -> list[range]:
     """Completions, by the prompt that each belongs to, cut in their order into parts of bounded keys and values.
 
-    A part's rows are as wide as its longest prompt. bytes_each: of one token, see `token_bytes`. Raises ValueError.
+    A part's rows are as wide as its longest prompt. bytes_each: of one token, see `token_bytes`. Raises SettingError.
     """
     if memory_gib is None:
         return [range(len(owners))]
@@ -96,7 +97,7 @@ def parts_within(
     for place, prompt in enumerate(owners):
         needed = (len(prompt.ids) + max_tokens) * bytes_each
         if needed > most:
-            raise ValueError(
+            raise SettingError(
                 f"training.rollout_memory_gib={memory_gib:g}: one completion of sample {prompt.sample.id} "
                 f"({len(prompt.ids)} prompt tokens, and {max_tokens} drawn) holds {needed / 2**30:.3g} GiB of keys and "
                 "values; raise it, or give fewer or smaller frames"

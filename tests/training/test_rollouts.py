@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from appo.data.schema import VideoSample
+from appo.errors import SettingError
 from appo.modeling.generation import Sampling
 from appo.modeling.inputs import PromptInputs, Vision
 from appo.training import rollouts
@@ -144,7 +145,7 @@ def test_a_completion_that_does_not_fit_is_refused_with_what_it_needs():
     named = (
         r"rollout_memory_gib=1e-05: one completion of sample sample 0 \(.* 6 drawn\) holds .* GiB .*raise it"
     )
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(SettingError, match=named):
         drawn(model, prompts_of(model), 3, memory_gib=1e-5)
 
 
