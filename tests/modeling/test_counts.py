@@ -123,19 +123,12 @@ def test_an_update_is_counted_as_torch_counts_it(model, architecture, prompts, t
 
 
 def test_generation_is_counted_as_torch_counts_it(model, architecture, prompts):
-    from transformers import GenerationConfig
-
+    from appo.modeling.generation import Sampling
     from appo.training.rollouts import generate_groups
 
-    config = GenerationConfig(
-        max_new_tokens=10, min_new_tokens=10, do_sample=True, top_k=0, eos_token_id=1, pad_token_id=PAD
-    )
+    sampling = Sampling(10, (1,), PAD, min_tokens=10)
     given = [with_features(p, model) for p in prompts]
-    found = counted(
-        lambda: generate_groups(
-            model, given, 3, generation_config=config, pad_token_id=PAD, device=torch.device("cpu")
-        )
-    )
+    found = counted(lambda: generate_groups(model, given, 3, sampling=sampling, device=torch.device("cpu")))
     ours = counts.generation(architecture, groups_of(prompts, [(10, 10, 10), (10, 4, 3)]))
     assert ours.total == pytest.approx(found, rel=0.02)
 
