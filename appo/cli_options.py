@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -36,11 +37,13 @@ def folder_to_write(path: Path | None) -> Path | None:
     place = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
     if not place.is_dir():
         raise typer.BadParameter(f"{path}: {place} is a file; name a folder")
-    if not os.access(place, os.W_OK | os.X_OK):
+    try:  # the only question that a read-only disk, another user's folder and /proc all answer
+        with TemporaryDirectory(prefix=".appo-", dir=place):
+            return path
+    except OSError as error:
         raise typer.BadParameter(
-            f"{path}: permission denied in {place}; name a folder that may be written to"
-        )
-    return path
+            f"{path}: cannot be written to ({error.strerror}); name a folder that can"
+        ) from error
 
 
 def file_to_write(path: Path | None) -> Path | None:
@@ -53,7 +56,7 @@ def file_to_write(path: Path | None) -> Path | None:
 
 
 def _readable(path: Path) -> None:
-    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0), effective_ids=True):
         raise typer.BadParameter(f"{path}: permission denied; give this user the right to read it")
 
 

@@ -40,12 +40,12 @@ def data_assemble(
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
     """Records and videos -> a checked manifest, decoded frames, a list of rejects, a card."""
+    from appo import checks
     from appo.config import load_recipe
     from appo.data.assemble import assemble
-    from appo.data.sources import check_names
 
     settings = load_recipe(recipe, overrides)
-    check_names(settings)
+    checks.refuse(checks.Subject(settings), checks.able_here(), only=checks.OF_DATA)
     made = assemble(settings, out)
     typer.echo(f"manifest: {made.manifest}\nrejects:  {made.rejects}\ncard:     {made.card}")
 
@@ -76,20 +76,29 @@ def train(
     out: OutOption,
     model: ModelOption = "",
     algorithm: Annotated[str, typer.Option(help="default: the recipe's policy.algorithm")] = "",
-    seed: Annotated[int | None, typer.Option(help="default: the recipe's first seed")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="default: the recipe's first seed", min=0, max=2**32 - 1)
+    ] = None,
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
     """Train one algorithm with one seed; the same command again continues."""
+    from appo import checks
     from appo.config import load_recipe
     from appo.training.run import train as run_training
 
     settings = load_recipe(recipe, overrides)
+    start = _checkpoint(settings, model)
+    # The one training of the many that a recipe may stand for.
+    chosen = [f"algorithms=[{algorithm or settings.policy.algorithm}]"]
+    chosen += [] if seed is None else [f"training.seeds=[{seed}]"]
+    one = load_recipe(recipe, [*overrides, *chosen])
+    checks.before_training(one, algorithm=one.algorithms[0], processes=1)
     summary = run_training(
         settings,
-        algorithm=algorithm or settings.policy.algorithm,
-        seed=settings.training.seeds[0] if seed is None else seed,
+        algorithm=one.algorithms[0],
+        seed=one.training.seeds[0],
         manifest_path=manifest,
-        model_path=_checkpoint(settings, model),
+        model_path=start,
         out=out,
     )
     typer.echo(f"{summary}\ncheckpoint: {out / 'checkpoint'}")

@@ -157,6 +157,10 @@ class _LastWord:
     before: Any = staticmethod(sys.__excepthook__)
 
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if expected(error) is not None:
+            print(
+                file=sys.stderr
+            )  # a progress bar may have left its line open, and the rest of that is not kept
         status = tell(error)
         if status is None:
             self.before(kind, error, trace)

@@ -160,6 +160,7 @@ def _train(
     from appo.training.launch import launch
 
     machines = _Machines.seen()
+    checks.before_training(recipe, algorithm=training.algorithm, processes=machines.processes)
     common: dict[str, Any] = {
         "algorithm": training.algorithm,
         "seed": training.seed,

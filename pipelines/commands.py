@@ -41,6 +41,7 @@ def run(
 ) -> None:
     """Run a pipeline on this machine; the same command again continues after the last finished step."""
     from appo import plan, steps
+    from appo.data.sources import reads_records
     from pipelines import catalog
     from pipelines.console import Story
     from pipelines.local import run_graph
@@ -53,7 +54,13 @@ def run(
             *overrides,
         ]
     # Refused here, before a folder is made.
-    given = fitting(catalog.build(name, plan.resolve(recipe, overrides)), read_parameters(parameters))
+    settings = plan.resolve(recipe, overrides)
+    if data is not None and not reads_records(settings):
+        raise typer.BadParameter(
+            f"--data {data}: data.source={settings.data.source} makes its own records and reads none; "
+            "choose another recipe (such as smoke) or data.source"
+        )
+    given = fitting(catalog.build(name, settings), read_parameters(parameters))
     resolved = steps.validate(recipe, [*overrides, *overrides_of(given)], given.get("variants", ()))
     cluster = resolved.cluster.model_copy(update={"local": True})
     graph = catalog.build(name, resolved.model_copy(update={"cluster": cluster}))

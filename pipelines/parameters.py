@@ -6,6 +6,7 @@ KFP shows a parameter's line of the docstring beside its field; `described` adds
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -75,7 +76,12 @@ def fitting(graph: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingError(
             f"--parameter {unknown[0]}: {graph.name} has none of this name; known are {', '.join(inputs)}"
         )
-    return {name: _typed(name, value, str(inputs[name].type)) for name, value in given.items()}
+    typed = {name: _typed(name, value, str(inputs[name].type)) for name, value in given.items()}
+    if not 0 <= typed.get("margin", 0) < math.inf:  # else noticed when everything is trained and evaluated
+        raise SettingError(
+            f"--parameter margin={typed['margin']!r}: must be 0 or more; write it as -P margin=0.01"
+        )
+    return typed
 
 
 def _typed(name: str, value: Any, kind: str) -> Any:

@@ -29,6 +29,9 @@ __all__ = [
     "ALONE",
     "FROM_AFAR",
     "NEEDS",
+    "OF_DATA",
+    "OF_TRAINING",
+    "ON_GPU",
     "POD_FOLDERS",
     "Check",
     "CheckFailed",
@@ -37,6 +40,7 @@ __all__ = [
     "Subject",
     "able_here",
     "at_home",
+    "before_training",
     "check",
     "checks",
     "gpus",
@@ -53,9 +57,13 @@ __all__ = [
 ]
 
 
-# What checks may need for a recipe that is only shown or compiled, and for one that is sent elsewhere.
+# What checks may need for a recipe that is only shown or compiled, one that is sent elsewhere, and where it trains.
 ALONE: tuple[Need, ...] = ("nothing",)
 FROM_AFAR: tuple[Need, ...] = ("nothing", "files", "server")
+ON_GPU: tuple[Need, ...] = ("gpu",)
+# Checks of a single step that is run by hand.
+OF_DATA = ("source", "records", "names in the records", "records in the store")
+OF_TRAINING = ("seeds", "rewards", "groups")
 # What pods of trainings see beside stores (k8s/components/training-runtime); who checks the recipe does not.
 POD_FOLDERS = ("/cache", "/scratch")
 
@@ -74,6 +82,14 @@ def at_home(recipe: Recipe, variants: Sequence[str] = ()) -> Subject:
 def submitted(recipe: Recipe, variants: Sequence[str] = ()) -> Subject:
     """A run that is to happen on a cluster, looked at from here."""
     return Subject(recipe, tuple(variants), processes_on_cluster(recipe), POD_FOLDERS, submitted=True)
+
+
+def before_training(recipe: Recipe, *, algorithm: str, processes: int) -> None:
+    """Refuse one training where it is about to start: by its settings, and by the GPUs that it would run on."""
+    subject = Subject(recipe.model_copy(update={"algorithms": (algorithm,)}), processes=processes)
+    refuse(subject, ALONE, only=OF_TRAINING)
+    if gpus():
+        refuse(subject, ON_GPU)
 
 
 def able_here() -> tuple[Need, ...]:

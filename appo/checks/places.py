@@ -48,7 +48,7 @@ def stored_model(subject: Subject) -> Iterator[str | UserError]:
 
 @check("records", needs="files", remedy="name an existing file or folder")
 def records(subject: Subject) -> Iterator[str | UserError]:
-    """data.annotations and data.root on this machine, and that a source which reads records is given some."""
+    """data.annotations, data.root and data.leakage on this machine; a source that reads records is given some."""
     from appo.data.sources import reads_records
 
     data = subject.recipe.data
@@ -57,7 +57,8 @@ def records(subject: Subject) -> Iterator[str | UserError]:
             f"data.annotations=null: source {data.source} reads the publisher's records; "
             "name the file with --data or data.annotations"
         )
-    for setting, place in (("annotations", data.annotations), ("root", data.root)):
+    leaks = [(f"leakage, {name}", place) for name, place in sorted(data.leakage.items())]
+    for setting, place in (("annotations", data.annotations), ("root", data.root), *leaks):
         if place is None or is_s3(place) or subject.is_elsewhere(place):
             continue
         if not Path(place).exists():
@@ -131,9 +132,7 @@ def _unreadable(named: str, path: Path) -> Iterator[str | UserError]:
 
 def _away(subject: Subject) -> str:
     """What to add about a place that is not here when the run is to go elsewhere."""
-    return (
-        " here; pods see s3:// addresses and " + " and ".join(subject.elsewhere) if subject.submitted else ""
-    )
+    return f" (pods see s3:// addresses, {' and '.join(subject.elsewhere)})" if subject.submitted else ""
 
 
 @contextmanager

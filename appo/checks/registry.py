@@ -106,10 +106,15 @@ def checks() -> list[Check]:
     return sorted(_CHECKS.values(), key=lambda one: order.index(one.needs))
 
 
-def run_checks(subject: Subject, able: Collection[Need]) -> list[Outcome]:
-    """Every check, in order; those that need what is not in `able` are skipped, and a server's after any problem."""
+def run_checks(
+    subject: Subject, able: Collection[Need], only: Collection[str] | None = None
+) -> list[Outcome]:
+    """Every check (or those named), in order.
+
+    Those that need what is not in `able` are skipped, and those that ask a server after any problem.
+    """
     outcomes: list[Outcome] = []
-    for one in checks():
+    for one in (one for one in checks() if only is None or one.name in only):
         if one.needs not in able:
             outcomes.append(Outcome(one, skipped=f"needs {NEEDS[one.needs]}"))
         elif one.needs == "server" and any(outcome.problems for outcome in outcomes):
@@ -119,9 +124,9 @@ def run_checks(subject: Subject, able: Collection[Need]) -> list[Outcome]:
     return outcomes
 
 
-def refuse(subject: Subject, able: Collection[Need]) -> None:
-    """Raise CheckFailed with all that the checks find; return in silence when that is nothing."""
-    problems = [line for outcome in run_checks(subject, able) for line in outcome.problems]
+def refuse(subject: Subject, able: Collection[Need], only: Collection[str] | None = None) -> None:
+    """Raise CheckFailed with all that the checks (or those named) find; return in silence when that is nothing."""
+    problems = [line for outcome in run_checks(subject, able, only) for line in outcome.problems]
     if problems:
         raise CheckFailed("\n".join(dict.fromkeys(problems)))
 

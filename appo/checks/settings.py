@@ -15,6 +15,9 @@ def seeds(subject: Subject) -> Iterator[str | UserError]:
     if not given:
         yield UserError("training.seeds=[]: none is given; name at least one")
     yield from (f"training.seeds: {seed} is given twice" for seed in _repeated(given))
+    for seed in given:
+        if not 0 <= seed < 2**32:
+            yield UserError(f"training.seeds: {seed} is no seed; give one from 0 to {2**32 - 1}")
 
 
 @check("algorithms", needs="nothing", remedy="an algorithm counts once, so name each once")

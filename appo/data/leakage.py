@@ -128,13 +128,15 @@ def _names(place: str, text: str) -> Iterable[str]:
         records = (json.loads(line) for line in text.split("\n") if line.strip())
     elif place.endswith(".json"):
         loaded = json.loads(text)
-        records = loaded if isinstance(loaded, list) else loaded.keys()
+        if not isinstance(loaded, list | dict):
+            raise ValueError(f"must hold a list or an object, found {type(loaded).__name__}")
+        records = loaded
     else:
         records = (line for line in text.splitlines() if line.strip())
     for record in records:
         if isinstance(record, str):
             yield record
-        else:
+        elif isinstance(record, dict):
             field = next((f for f in NAME_FIELDS if record.get(f)), None)
             if field is not None:
                 yield str(record[field])

@@ -187,7 +187,7 @@ def loading(path: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, _unreadable()) as error:
         if is_hub_name(path):
             raise CheckpointError(
-                f"{path}: is no folder here, and the hub does not give it: {one_line(error, 200)}; "
+                f"{path}: is no folder here, and the hub does not give it ({one_line(error, 160)}); "
                 "name a folder, or see that the hub is reached (HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE)"
             ) from error
         raise CheckpointError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appo.errors import UserError
+from appo.errors import UserError, one_line
 
 # The order of every table and legend; what is not named here comes after, by name.
 ORDER = ("grpo", "dapo", "appo", "pa_grpo")
@@ -190,7 +190,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise ReportError(f"{path}: is missing; run the step that writes it again")
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ReportError(
+            f"{path}: is not UTF-8 text ({error.reason}); run the step that writes it again"
+        ) from error
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -207,10 +212,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def _read_object(path: Path, remedy: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ReportError(f"{path}: is missing; {remedy}") from error
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path}: is not JSON ({error}); {remedy}") from error
+    except ValueError as error:  # no UTF-8, or no JSON
+        raise ReportError(f"{path}: is not JSON ({one_line(error)}); {remedy}") from error
     if not isinstance(values, dict):
         raise ReportError(f"{path}: must hold an object, found {type(values).__name__}; {remedy}")
     return values

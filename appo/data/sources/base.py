@@ -151,8 +151,8 @@ def iter_json(uri: str, files: dict[str, str]) -> Iterator[Any]:
     """
     with open_binary(uri) as stream:
         text = _HashingText(stream)
-        head = text.read()
         try:
+            head = text.read()
             yield from (_items if head.lstrip().startswith("[") else _lines)(uri, head, text)
         except UnicodeDecodeError as error:
             raise SampleError(f"{uri}: is not UTF-8 text: {error}") from error
