@@ -206,6 +206,7 @@ class Training(Section):
     max_steps: Annotated[int, Field(ge=-1)] = Field(-1, description="-1: as many as `epochs` needs")
     epochs: Annotated[float, Field(gt=0)] = 1.0
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    lr_schedule: Literal["linear", "constant", "cosine"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     gradient_checkpointing: bool = True

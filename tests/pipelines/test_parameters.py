@@ -53,7 +53,7 @@ def test_values_left_alone_leave_the_recipe_alone() -> None:
     overrides = ("data.seed=3", "data.quotas={key_moment: 9}", "video.num_frames=8")
     assert checked(overrides=overrides) == load_recipe("demo", overrides)
     assert checked(overrides=overrides, data_seed=0).data.seed == 0  # 0 is a seed like any other
-    assert checked("video_r1_34k") == load_recipe("video_r1_34k")
+    assert checked("qwen2.5_vl_7b_video_r1_34k") == load_recipe("qwen2.5_vl_7b_video_r1_34k")
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_sources_of_ones_own_records_are_looked_up_in_them(tmp_path: Path) -> No
 
 def test_a_misspelt_source_is_refused_before_the_records_are_there() -> None:
     with pytest.raises(RecipeError, match=r"problem_types, LLaVA-Video: .*LLaVA-Video-178K"):
-        steps.validate("video_r1_34k", ["data.problem_types={LLaVA-Video: [OCR]}"])
+        steps.validate("qwen2.5_vl_7b_video_r1_34k", ["data.problem_types={LLaVA-Video: [OCR]}"])
     with pytest.raises(RecipeError, match=r"quotas, NextQA: .*NeXT-QA"):
-        checked("video_r1_34k", quotas={"NextQA": 5})
+        checked("qwen2.5_vl_7b_video_r1_34k", quotas={"NextQA": 5})
 
 
 @pytest.mark.parametrize("name", catalog.NAMES)
