@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from appo import hub
 from appo.config import Recipe
 from appo.data.frames import open_frames
 from appo.data.manifest import Manifest, read_manifest
@@ -39,6 +40,8 @@ class TrainSummary:
     seed: int
     recipe_digest: str
     manifest_digest: str
+    base_model: str
+    base_commit: str | None
     processes: int
     steps: int
     resumed_from: int
@@ -64,10 +67,13 @@ def train(
     manifest_path: Path,
     model_path: str,
     out: Path,
+    model_name: str = "",
     tracker: Any = None,
     progress: bool = True,
 ) -> TrainSummary:
     """Train `model_path` on the manifest's train split; see the module for what lies in `out` afterwards.
+
+    model_path: a folder. model_name: where its weights come from (`ORG/NAME@COMMIT`, an s3:// prefix); default: there.
 
     Raises ValueError for settings that do not fit together, Interrupted after a SIGTERM (a checkpoint was saved).
     """
@@ -99,6 +105,9 @@ def train(
 
     trainer.save_model(str(out / "checkpoint"))
     session.processor.save_pretrained(str(out / "checkpoint"))
+    base = hub.told(model_name or model_path)
+    if trainer.is_world_process_zero():
+        write_atomic(out / "checkpoint" / "base_model.json", json.dumps(base, indent=2) + "\n")
     after = session.look(looked_at, out / "groups.jsonl", step=trainer.state.global_step)
     timed = recorder.history[STEPS_TO_WARM_UP:]
     summary = TrainSummary(
@@ -106,6 +115,8 @@ def train(
         seed=seed,
         recipe_digest=recipe.digest,
         manifest_digest=manifest.digest,
+        base_model=str(base["model"]),
+        base_commit=base["commit"],
         processes=trainer.accelerator.num_processes,
         steps=trainer.state.global_step,
         resumed_from=resumed_from,

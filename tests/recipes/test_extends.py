@@ -43,7 +43,11 @@ def test_mappings_merge_key_by_key_and_everything_else_replaces(tmp_path: Path) 
     assert recipe.algorithms == ("appo",)  # a list replaces
     assert recipe.data.seed == 3
     assert recipe.data.quotas == {"STAR": "all", "CLEVRER": 7, "NeXT-QA": 1}
-    assert (recipe.policy.temperature, recipe.policy.judge.workers, recipe.policy.judge.timeout_s) == (0.5, 4, 5)
+    assert (recipe.policy.temperature, recipe.policy.judge.workers, recipe.policy.judge.timeout_s) == (
+        0.5,
+        4,
+        5,
+    )
 
 
 def test_null_clears(tmp_path: Path) -> None:
@@ -78,7 +82,9 @@ def test_null_clears(tmp_path: Path) -> None:
 
 def test_null_where_nothing_is_below_is_refused_as_ever(tmp_path: Path) -> None:
     path = written(tmp_path, "one.yaml", name="one", model=MODEL, training={"learning_rate": None})
-    with pytest.raises(RecipeError, match=r"one\.yaml: training\.learning_rate=None: input should be a valid"):
+    with pytest.raises(
+        RecipeError, match=r"one\.yaml: training\.learning_rate=None: input should be a valid"
+    ):
         load_recipe(path)
 
 
@@ -203,7 +209,9 @@ def test_every_setting_of_the_parts_stands_once() -> None:
 
     for name in [*recipe_names(), *base_names()]:
         mine, below = leaves(own(name)), inherited(name)
-        assert not {key for key in mine.keys() & below.keys() if mine[key] == below[key]} - {("extends",)}, name
+        assert not {key for key in mine.keys() & below.keys() if mine[key] == below[key]} - {("extends",)}, (
+            name
+        )
 
 
 # algorithm.md's table, that is the paper's section 4.1 and supplement B.
