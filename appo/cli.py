@@ -51,11 +51,10 @@ def options(
 
 @recipe_app.command("list")
 def recipe_list() -> None:
-    """The recipes that ship with appo."""
-    from appo.config import load_recipe, recipe_names
+    """The recipes that ship with appo, with model, data, GPUs and precision."""
+    from appo.recipe_table import recipe_table
 
-    for name in recipe_names():
-        typer.echo(f"{name:<24} {load_recipe(name).description}")
+    typer.echo(recipe_table())
 
 
 @recipe_app.command("show")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from appo.config import Recipe
 
 ModelOption = Annotated[
-    str, typer.Option(help="checkpoint folder or hub name; default: the recipe's model.path")
+    str,
+    typer.Option(
+        help="checkpoint folder, s3:// prefix or hub name[@revision]; default: the recipe's model.path"
+    ),
 ]
 
 data_app = typer.Typer(help="Questions and videos.", no_args_is_help=True)
@@ -63,7 +66,8 @@ def data_features(
     from appo.training.feature_fill import fill
 
     settings = load_recipe(recipe, overrides)
-    filled = fill(settings, read_manifest(manifest), _checkpoint(settings, model))
+    weights = _checkpoint(settings, model)["model_path"]
+    filled = fill(settings, read_manifest(manifest), weights)
     place = settings.training.feature_cache_dir
     typer.echo(
         f"features: {filled.computed} computed, {filled.found} found, of {filled.videos} videos: {place}"
@@ -98,8 +102,8 @@ def train(
         algorithm=one.algorithms[0],
         seed=one.training.seeds[0],
         manifest_path=manifest,
-        model_path=start,
         out=out,
+        **start,
     )
     typer.echo(f"{summary}\ncheckpoint: {out / 'checkpoint'}")
 
@@ -158,11 +162,16 @@ def rehearse(
     typer.echo(found.to_json() if as_json else table(found))
 
 
-def _checkpoint(settings: Recipe, model: str) -> str:
+def _checkpoint(settings: Recipe, model: str) -> dict[str, Any]:
+    """The folder of the weights to start from and what they are called, as `train` takes them."""
+    from appo import hub
     from appo.config import RecipeError
+    from appo.handover import checkpoint_of
     from appo.modeling.checkpoints import fetched
+    from appo.storage import is_s3
 
     path = model or settings.model.path
     if path is None:
         raise RecipeError("model.path=null: name the checkpoint to start from with --model")
-    return fetched(path)
+    name = hub.pinned(path)
+    return {"model_path": fetched(name if is_s3(name) else checkpoint_of(name)), "model_name": name}

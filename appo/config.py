@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from appo.errors import SettingError, one_line
+from appo.errors import one_line
+from appo.recipe_files import RecipeError, Values, parse_yaml, read_values, recipe_names, section_at
 from appo.sections import (
     Algorithm,
     Cluster,
@@ -59,70 +58,29 @@ __all__ = [
 ]
 
 
-class RecipeError(SettingError):
-    """A recipe that cannot be run: the message names the file, the key, the value and the remedy."""
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    files = resources.files("appo.recipes").iterdir()
-    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
-
-
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a shipped recipe by name, or a YAML file by path, and apply `key.path=value` overrides (YAML
-    values).
+    """Read a shipped recipe by name, or a YAML file by path, with all that it extends, and apply `key.path=value`
+    overrides (YAML values).
 
     Raises RecipeError naming file, key, value and remedy.
     """
-    text, origin = _read(name_or_path)
-    values = _yaml(text, origin) or {}
-    if not isinstance(values, dict):
-        raise RecipeError(f"{origin}: must be a mapping of sections, found {type(values).__name__}")
+    values = read_values(name_or_path)
     for override in overrides:
         _override(values, override)
-    return _validated(values, origin if not overrides else f"{origin} with {' '.join(overrides)}")
+    return _validated(values, f" with {' '.join(overrides)}" if overrides else "")
 
 
 def parse_recipe(text: str) -> Recipe:
     """A recipe from the text (YAML, or JSON) that an earlier pipeline step handed over."""
-    return _validated(_yaml(text, "resolved recipe"), "resolved recipe")
+    return _validated(Values(parse_yaml(text, "resolved recipe"), "resolved recipe"))
 
 
-def _yaml(text: str, origin: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{origin}: is not valid YAML: {one_line(error)}; mend it there") from error
-
-
-def _read(name_or_path: str) -> tuple[str, str]:
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            is_folder = path.is_dir()
-            raise RecipeError(
-                f"{path}: {'is a folder, no recipe file' if is_folder else 'no such recipe file'}; name a .yaml file"
-            )
-        try:
-            return path.read_text(encoding="utf-8"), str(path)
-        except UnicodeDecodeError as error:
-            raise RecipeError(f"{path}: is not UTF-8 text ({error.reason}); name a .yaml file") from error
-    if name_or_path not in recipe_names():
-        raise RecipeError(
-            f"recipe {name_or_path!r}: unknown; shipped are {', '.join(recipe_names())}, or give a .yaml"
-        )
-    return (resources.files("appo.recipes") / f"{name_or_path}.yaml").read_text(
-        encoding="utf-8"
-    ), f"{name_or_path}.yaml"
-
-
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: Values, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {override}: write it as section.key=value")
     *parents, last = key.strip().split(".")
-    node = values
+    node = values.tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if child is None:
@@ -141,15 +99,16 @@ def _override(values: dict[str, Any], override: str) -> None:
         with contextlib.suppress(ValueError):  # a word, as most strings are
             value = float(value)
     node[last] = value
+    values.origins[*parents, last] = values.origin
 
 
-def _validated(values: dict[str, Any], origin: str) -> Recipe:
+def _validated(values: Values, changed: str = "") -> Recipe:
+    """changed: how the overrides are told in a complaint."""
     try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(values.tree)
     except ValidationError as error:
-        raise RecipeError(
-            "\n".join(f"{origin}: {_explain(problem)}" for problem in error.errors())
-        ) from error
+        problems = [f"{values.origin_of(p['loc'])}{changed}: {_explain(p)}" for p in error.errors()]
+        raise RecipeError("\n".join(problems)) from error
 
 
 def _explain(problem: Any) -> str:
@@ -157,6 +116,8 @@ def _explain(problem: Any) -> str:
     value = problem["input"]
     if problem["type"] == "extra_forbidden":
         return f"{key}={value!r}: unknown key; known here: {', '.join(_known_keys(problem['loc'][:-1]))}"
+    if problem["type"] == "missing":
+        return f"{key}: is missing; every recipe gives it"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{key}: {message}" if key else message
@@ -164,10 +125,5 @@ def _explain(problem: Any) -> str:
 
 
 def _known_keys(path: Sequence[Any]) -> list[str]:
-    section: Any = Recipe
-    for part in path:
-        annotation = section.model_fields[part].annotation
-        section = next(
-            t for t in [annotation, *getattr(annotation, "__args__", ())] if hasattr(t, "model_fields")
-        )
-    return list(section.model_fields)
+    section = section_at(path)
+    return [] if section is None else list(section.model_fields)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from appo import hub
 from appo.folders import fetch_folder, local_folder, publish_folder
 
 
@@ -57,8 +58,11 @@ def file_of(location: str) -> Path:
 
 
 def checkpoint_of(location: str) -> str:
-    """A checkpoint's folder; a hub name is left to transformers."""
-    return str(fetch_folder(location)) if location.startswith("s3://") else location
+    """A checkpoint's folder on this machine; from S3 and from the hub it is fetched where it is not there yet."""
+    if location.startswith("s3://"):
+        return str(fetch_folder(location))
+    name = hub.hub_name(location)
+    return location if name is None else str(hub.download(name))
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -14,14 +14,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from appo import checks, plan
+from appo import checks, hub, plan
 from appo.config import Recipe, RecipeError
 from appo.errors import ends_in_lines
 from appo.folders import Mirror, fetch_folder, local_folder
 from appo.handover import Done, Place, checkpoint_of, file_of, numbers
 from appo.plan import Training
 from appo.startup import heavy_imports
-from appo.storage import StorageError, open_binary, read_bytes, sha256_of, write_atomic
+from appo.storage import (
+    StorageError,
+    StoreError,
+    open_binary,
+    read_bytes,
+    sha256_of,
+    write,
+    write_atomic,
+)
 
 
 @ends_in_lines
@@ -32,6 +40,7 @@ def validate(recipe: str, overrides: Sequence[str], variants: Sequence[str] = ()
     """
     resolved = plan.resolve(recipe, overrides)
     checks.refuse(checks.here(resolved, variants), checks.able_here())
+    hub.hub_name(resolved.model.path or "")  # refuses what can be no revision
     resolved = _with_fingerprint(resolved)
     print(
         f"recipe {resolved.name} ({resolved.digest}): {', '.join(resolved.algorithms)} "
@@ -75,8 +84,10 @@ def assemble(recipe: Recipe, storage: str) -> Done:
 def base_model(recipe: Recipe, storage: str, *, manifest: str) -> Done:
     """The weights that every training starts from: the recipe's checkpoint, or a warm start made here."""
     if recipe.model.path is not None:
-        print(f"base model: {recipe.model.path}")
-        return Done(location=recipe.model.path, metadata={"made_here": False}, text=recipe.model.path)
+        location = _pinned(recipe.model.path, f"{plan.layout(recipe, storage).base}/base_model.json")
+        told = hub.told(location)
+        print(f"base model: {told['model']}" + (f", commit {told['commit']}" if told["commit"] else ""))
+        return Done(location=location, metadata={"made_here": False, **_given(told)}, text=location)
     with heavy_imports():
         from appo.training.warm_start import warm_start
 
@@ -92,6 +103,29 @@ def base_model(recipe: Recipe, storage: str, *, manifest: str) -> Done:
         metrics=numbers(summary),
         text=json.dumps(summary, indent=2),
     )
+
+
+def _pinned(path: str, record: str) -> str:
+    """`path`; of a name on the hub, with the commit that this run looked up, now or when it was begun.
+
+    record: where the commit is written down. A run that is continued would otherwise train on other weights than it
+    began with.
+    """
+    asked = hub.hub_name(path)
+    if asked is None:
+        return path
+    try:
+        commit = str(json.loads(read_bytes(record))["commit"])
+    except StoreError:
+        raise
+    except StorageError:  # not written yet: the run's first look
+        commit = hub.commit_of(asked)
+        write(record, json.dumps({"model": asked.repo, "revision": asked.revision, "commit": commit}) + "\n")
+    return str(hub.HubName(asked.repo, commit))
+
+
+def _given(values: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @ends_in_lines
@@ -122,11 +156,11 @@ def train(recipe: Recipe, storage: str, training: Training, *, manifest: str, mo
     """
     place = Place(plan.layout(recipe, storage).training(training))
     if int(os.environ.get("PET_NODE_RANK", "0")) > 0:  # the first pod publishes
-        _train(recipe, storage, training, place.local, file_of(manifest), checkpoint_of(model))
+        _train(recipe, storage, training, place.local, file_of(manifest), model)
         return Done(location=place.location)
     with Mirror(place.local, place.location):
         if not (place.local / "summary.json").is_file():
-            _train(recipe, storage, training, place.local, file_of(manifest), checkpoint_of(model))
+            _train(recipe, storage, training, place.local, file_of(manifest), model)
             _name_variant(place.local / "summary.json", training)
     place.publish()
     return trained(recipe, storage, training)
@@ -153,9 +187,9 @@ def _name_variant(path: Path, training: Training) -> None:
 
 
 def _train(
-    recipe: Recipe, storage: str, training: Training, out: Path, manifest_path: Path, model_path: str
+    recipe: Recipe, storage: str, training: Training, out: Path, manifest_path: Path, model: str
 ) -> None:
-    """In this process, or on every GPU of this pod and of the TrainJob's other pods."""
+    """In this process, or on every GPU of this pod and of the TrainJob's other pods. model: its location."""
     from appo.data.manifest import read_manifest
     from appo.training.launch import launch
 
@@ -165,12 +199,13 @@ def _train(
         "algorithm": training.algorithm,
         "seed": training.seed,
         "manifest_path": manifest_path,
-        "model_path": model_path,
+        "model_path": checkpoint_of(model),
+        "model_name": model,
         "out": out,
     }
     tracking = {
         "run_dir": str(local_folder(storage)),
-        "model": model_path,
+        "model": model,
         "manifest_digest": read_manifest(manifest_path).digest,
         "journals": str(out / "tracking"),
     }
@@ -193,7 +228,7 @@ def _train(
         Path(tracking["run_dir"]),
         algorithm=training.algorithm,
         seed=training.seed,
-        model=model_path,
+        model=model,
         manifest_digest=tracking["manifest_digest"],
         journals=out / "tracking",
     )

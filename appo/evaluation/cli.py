@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from appo.cli_options import OutOption, RecipeOption, SetOption, file_or_folder, file_to_read
+from appo.cli_options import OutOption, SetOption, file_or_folder, file_to_read
+
+PAPER = "qwen2.5_vl_7b_video_r1_34k"
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +24,10 @@ def evaluate(
         list[str] | None,
         typer.Argument(metavar="[NAME=]MODEL...", help="checkpoint folders or hub names; one engine for all"),
     ] = None,
-    recipe: RecipeOption = "video_r1_34k",  # the paper's settings
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="default: the paper's settings and benchmarks, in one process"),
+    ] = None,
     out: OutOption = Path("runs/evaluation"),
     checkpoint: Annotated[
         list[str] | None,
@@ -49,7 +54,7 @@ def evaluate(
     from appo.config import load_recipe
     from appo.evaluation.run import evaluate as run_evaluation
 
-    sets = list(overrides)
+    sets = [*([] if recipe else ["evaluation.data_parallel=1"]), *overrides]
     if benchmark:
         from appo.evaluation.benchmarks import benchmark_class
 
@@ -65,7 +70,7 @@ def evaluate(
             sets.append(f"evaluation.{key}={json.dumps(value)}")  # a path is no YAML
     checkpoints = named([*(models or []), *(checkpoint or [])])
     results = run_evaluation(
-        load_recipe(recipe, sets),
+        load_recipe(recipe or PAPER, sets),
         checkpoints={name: _here(path) for name, path in checkpoints.items()},
         manifest_path=manifest,
         out=out,

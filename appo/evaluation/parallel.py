@@ -40,13 +40,14 @@ def generate_in_parallel(
     progress: bool,
 ) -> None:
     """Fill the tasks' files with `evaluation.data_parallel` processes. Raises EngineError when one fails, after the
-    others have ended and all that was finished is merged."""
+    others have ended and all that was finished is merged, and for more processes than GPUs."""
     from appo.data.progress import progress_line
 
     merge(tasks)
     if not any(task.left for task in tasks):
         return
     count = recipe.evaluation.data_parallel
+    check_count(count)
     alone = recipe.model_copy(
         update={"evaluation": recipe.evaluation.model_copy(update={"data_parallel": 1})}
     )
@@ -84,6 +85,17 @@ def generate_in_parallel(
             raise EngineError(
                 f"process {failed[0]} of {count} ended with {workers[failed[0]].returncode}: {tail}"
             )
+
+
+def check_count(count: int) -> None:
+    """Raise EngineError for more processes than GPUs; without any GPU, processes share the processor."""
+    import torch
+
+    if 0 < (here := torch.cuda.device_count()) < count:
+        raise EngineError(
+            f"evaluation.data_parallel={count}: one process takes a GPU, and this machine has {here}; "
+            f"set evaluation.data_parallel={here}"
+        )
 
 
 def _decode_once(tasks: Sequence[Task], line: ProgressLine) -> None:

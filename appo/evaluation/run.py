@@ -28,6 +28,7 @@ from appo.evaluation.prefetch import Prefetch
 from appo.evaluation.prompts import PromptMaker, PromptStream, jobs, positions_model, prompt_digest
 from appo.evaluation.scoring import Metrics, flat, metrics_of
 from appo.evaluation.sets import OpenSet, check_files_named, open_sets
+from appo.handover import checkpoint_of
 from appo.modeling.adapters import whole_checkpoint
 from appo.modeling.checkpoints import check_model
 from appo.startup import heavy_imports
@@ -74,14 +75,17 @@ def evaluate(
 ) -> dict[str, dict[str, Metrics]]:
     """Evaluate every checkpoint (name -> folder) on every benchmark of the recipe; see the module.
 
-    A folder of adapters is merged first. manifest_path: for the benchmark `key_moment`, the manifest's own test split.
-    base: what adapters belong to where the checkpoint that they name is not here; default: the recipe's `model.path`.
+    checkpoints: name -> folder, s3:// prefix or hub name. A folder of adapters is merged first. manifest_path: for the
+    benchmark `key_moment`, the manifest's own test split. base: what adapters belong to where the checkpoint that they
+    name is not here; default: the recipe's `model.path`.
     Returns name -> benchmark -> flat metrics in [0, 1], `accuracy` among them. Raises AdapterError for adapters that
     cannot be merged, PredictionError for files generated with other settings, EngineError when the engine dies (what
     is done stays: give the same command again), VideoError when more videos fail than `data.max_reject_rate` allows.
     """
-    origin = base or (lambda: recipe.model.path)
+    named = recipe.model.path
+    origin = base or (lambda: None if named is None else checkpoint_of(named))
     check_files_named(recipe, manifest_path)
+    checkpoints = {name: checkpoint_of(path) for name, path in checkpoints.items()}
     for path in checkpoints.values():
         check_model(path, adapters=True)
     checkpoints = {name: whole_checkpoint(path, origin) for name, path in checkpoints.items()}

@@ -85,12 +85,18 @@ def _open(recipe: Recipe, name: str, manifest_path: Path | None) -> OpenSet:
             else _of_benchmark(Path(recipe.evaluation.videos), kind.name)
         )
         benchmark.find_videos(videos)
-        frames, template = _frames_of(videos, recipe), kind.template
+        frames, template = _frames_of(videos, recipe), _template(recipe, kind)
         encoding = encoding_in_words(recipe.data) if recipe.data.cache == "shards" else ""
     if recipe.evaluation.limit is not None:
         benchmark.items = benchmark.items[: recipe.evaluation.limit]
     lossy = encoding if encoding.startswith("jpeg") else "lossless"
     return OpenSet(benchmark, frames, template, _digest(benchmark), lossy)
+
+
+def _template(recipe: Recipe, kind: type[Benchmark]) -> str:
+    """The benchmark's own; a policy that was taught to write down what it sees first is asked to."""
+    observes = recipe.data.template == "observation" and kind.template == "reasoning"
+    return "observation" if observes else kind.template
 
 
 def _frames_of(videos: Path, recipe: Recipe) -> FrameSource:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from appo.errors import UserError
+from appo.handover import checkpoint_of
 from appo.storage import sha256_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -33,14 +34,14 @@ def is_adapter(path: str | Path) -> bool:
 def whole_checkpoint(path: str, base: Callable[[], str | None] = lambda: None) -> str:
     """The checkpoint itself, or the folder with its adapters merged, which is made when it is not there yet.
 
-    base: asked for the checkpoint that the adapters belong to where the one that they name is not here. Raises
-    AdapterError.
+    base: asked for the checkpoint that the adapters belong to where the one that they name is not here, and where no
+    commit on the hub was written down with them. Raises AdapterError.
     """
     if not is_adapter(path):
         return path
     folder = Path(path)
     named = _named_base(folder)
-    origin = named if _is_there(named) else base()
+    origin = named if _is_there(named) else _recorded(folder) or base()
     if origin is None:
         raise AdapterError(
             f"{folder}: holds adapters of {named}, which is not here; "
@@ -111,6 +112,13 @@ def _named_base(folder: Path) -> str:
 def _is_there(name: str) -> bool:
     """A folder, or what can only be a name on the hub."""
     return Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/")))
+
+
+def _recorded(folder: Path) -> str | None:
+    """The folder of the hub's commit that the training started from; None where it started from something else."""
+    record = folder / "base_model.json"
+    told = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return checkpoint_of(f"{told['model']}@{told['commit']}") if told.get("commit") else None
 
 
 def _digest(folder: Path, origin: str) -> str:

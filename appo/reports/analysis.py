@@ -88,6 +88,19 @@ class Analysis:
         return self.benchmarks[0]
 
     @property
+    def base_models(self) -> list[dict[str, str | None]]:
+        """What the trainings started from, each once: `model`, and `commit` of one on the hub."""
+        summaries = [t.summary for m in self.methods for t in m.trainings]
+        found = {(s["base_model"], s.get("base_commit")) for s in summaries if s.get("base_model")}
+        return [{"model": model, "commit": commit} for model, commit in sorted(found, key=str)]
+
+    @property
+    def base(self) -> str:
+        """The same in words, of a path its last two folders; empty where no training says it."""
+        found = (("/".join(Path(str(o["model"])).parts[-2:]), o["commit"]) for o in self.base_models)
+        return ", ".join(f"{model}, commit {commit}" if commit else model for model, commit in found)
+
+    @property
     def seeds(self) -> int:
         """Of the method with the fewest: what a comparison between methods can rest on."""
         return min(len(m.trainings) for m in self.methods)

@@ -109,6 +109,8 @@ def build_page(analysis: Analysis, pictures: figures.Pictures, composition: Coun
         ("manifest", (analysis.manifest_digest or "unknown")[:12]),
         ("questions", _questions(analysis)),
     ]
+    if analysis.base:
+        facts.insert(1, ("base model", analysis.base))
     return page.render(
         title=f"{', '.join(m.name for m in analysis.methods)} on {', '.join(analysis.benchmarks)}",
         lead=recipe.description or "Algorithms compared on the same data, seeds and rollout budget.",
@@ -163,6 +165,8 @@ def build_markdown(analysis: Analysis, composition: Counter[str] | None) -> str:
     ]
     names = ", ".join(m.name for m in analysis.methods)
     recipe = f"Recipe {analysis.recipe.name} ({analysis.recipe.digest})."
+    if analysis.base:
+        recipe += f" Base model: {analysis.base}."
     head = f"# {names} on {', '.join(analysis.benchmarks)}\n\n{recipe}"
     honest = f"## {LIMITS_TITLE}\n\n" + "\n".join(f"- {line}" for line in limits(analysis))
     first, *rest = [to_markdown(t) for t in found if t is not None]
@@ -205,6 +209,7 @@ def numbers(analysis: Analysis) -> dict[str, object]:
         "recipe": analysis.recipe.name,
         "recipe_digest": analysis.recipe.digest,
         "manifest_digest": analysis.manifest_digest,
+        "base_models": analysis.base_models,
         "start": analysis.start,
         "methods": methods,
         "differences": differences,

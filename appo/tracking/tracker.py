@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from appo import hub
 from appo.tracking.provenance import comparison_digest, parameters, provenance_tags
 from appo.tracking.runlog import Tracker
 from appo.tracking.sink import MlflowAway, MlflowSink
@@ -63,10 +64,20 @@ def start_training(
     manifest_digest: str,
     journals: Path | None = None,
 ) -> Tracker:
-    """A tracker with the parent of (algorithm, model, manifest, settings) and this seed's child started."""
+    """A tracker with the parent of (algorithm, model, manifest, settings) and this seed's child started.
+
+    model: location of the weights that training starts from, `ORG/NAME@COMMIT` for a name on the hub.
+    """
     tracker = open_tracker(recipe, run_dir, journals=journals)
     key = parent_key(recipe, algorithm=algorithm, model=model, manifest_digest=manifest_digest)
-    tags = {**provenance_tags(recipe, manifest_digest), "appo.algorithm": algorithm, "appo.model": model}
+    base = hub.told(model)
+    tags = {
+        **provenance_tags(recipe, manifest_digest),
+        "appo.algorithm": algorithm,
+        "appo.model": base["model"],
+    }
+    if base["commit"]:
+        tags["appo.model_commit"] = base["commit"]
     params = {
         **parameters(recipe),
         "algorithm": algorithm,

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from appo import hub
 from appo.config import Recipe
 from appo.data.frames import open_frames
 from appo.data.manifest import Manifest, read_manifest
@@ -43,6 +44,8 @@ class TrainSummary:
     seed: int
     recipe_digest: str
     manifest_digest: str
+    base_model: str
+    base_commit: str | None
     processes: int
     steps: int
     resumed_from: int
@@ -68,12 +71,14 @@ def train(
     manifest_path: Path,
     model_path: str,
     out: Path,
+    model_name: str = "",
     tracker: Any = None,
     progress: bool = True,
     on_phase: Callable[[str], AbstractContextManager[Any]] | None = None,
 ) -> TrainSummary | None:
     """Train `model_path` on the manifest's train split; see the module for what lies in `out` afterwards.
 
+    model_path: a folder. model_name: where its weights come from (`ORG/NAME@COMMIT`, an s3:// prefix); default: there.
     on_phase: entered with the name of each phase of the work while it lasts, for whoever measures. Returns the summary,
     on the first of several processes alone. Raises SettingError for settings that do not fit together,
     CheckpointMismatch, and Interrupted after a SIGTERM (a checkpoint was saved).
@@ -112,6 +117,8 @@ def train(
     session.look(step=trainer.state.global_step)
     if not trainer.is_world_process_zero():
         return None
+    base = hub.told(model_name or model_path)
+    write_atomic(out / "checkpoint" / "base_model.json", json.dumps(base, indent=2) + "\n")
     timed = recorder.history[STEPS_TO_WARM_UP:]
     before, after = session.seen_at(0), session.seen_at(trainer.state.global_step)
     summary = TrainSummary(
@@ -119,6 +126,8 @@ def train(
         seed=seed,
         recipe_digest=recipe.digest,
         manifest_digest=manifest.digest,
+        base_model=str(base["model"]),
+        base_commit=base["commit"],
         processes=trainer.accelerator.num_processes,
         steps=trainer.state.global_step,
         resumed_from=resumed_from,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer(texts: Iterable[str]) -> Any:
-    """A byte-level BPE trained on `texts`: their frequent words are one token each, any other text is spelled."""
+def make_tokenizer(texts: Iterable[str], *, tags: Sequence[str] = TAGS) -> Any:
+    """A byte-level BPE trained on `texts`: their frequent words are one token each, any other text is spelled.
+
+    tags: become a token each; Qwen's own tokenizer has none of them.
+    """
     from tokenizers import AddedToken, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
@@ -57,8 +60,8 @@ def make_tokenizer(texts: Iterable[str]) -> Any:
         show_progress=False,
     )
     # Tags become tokens of their own below; left in, they would be merged with the words beside them.
-    tags = re.compile("|".join(map(re.escape, (*SPECIAL, *TAGS))))
-    pieces = (piece for text in texts for piece in tags.split(text))
+    apart = re.compile("|".join(map(re.escape, (*SPECIAL, *tags))))
+    pieces = (piece for text in texts for piece in apart.split(text))
     base.backend_tokenizer.train_from_iterator(pieces, trainer)
     trained = json.loads(base.backend_tokenizer.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
@@ -70,7 +73,7 @@ def make_tokenizer(texts: Iterable[str]) -> Any:
         model_max_length=MAX_POSITIONS,
         additional_special_tokens=list(SPECIAL[1:]),
     )
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 

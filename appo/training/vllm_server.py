@@ -190,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import argparse
 
     from appo.config import load_recipe
+    from appo.handover import checkpoint_of
 
     parser = argparse.ArgumentParser(prog="python -m appo.training.vllm_server")
     parser.add_argument("recipe", help="name or file; training.vllm_server_url says where to listen")
@@ -200,8 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = load_recipe(options.recipe, [*options.set, "training.rollout=vllm_server"])
     check_model(options.model)
     place = urlsplit(str(recipe.training.vllm_server_url))
+    model = checkpoint_of(options.model)
     command, environment = serve_command(
-        recipe, options.model, host=options.host or place.hostname or "127.0.0.1", port=place.port or 8000
+        recipe, model, host=options.host or place.hostname or "127.0.0.1", port=place.port or 8000
     )
     os.execve(command[0], command, {**os.environ, **environment})
 

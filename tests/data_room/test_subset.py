@@ -46,7 +46,7 @@ def test_quotas_and_strata() -> None:
 def test_the_recipe_asks_for_table_c() -> None:
     """LLaVA-Video about 5K, STAR about 11K, Perception Test about 6K, NExT-QA about 5K, CLEVRER about 6K."""
     sizes = {"STAR": 11_000, "PerceptionTest": 6_000}  # "all" of what the publisher has
-    quotas = load_recipe("video_r1_34k").data.quotas
+    quotas = load_recipe("qwen2.5_vl_7b_video_r1_34k").data.quotas
     counts = {name: sizes[name] if n == "all" else n for name, n in quotas.items()}
     assert counts == {
         "LLaVA-Video-178K": 5000, "STAR": 11_000, "PerceptionTest": 6000, "NeXT-QA": 5000, "CLEVRER": 6000,

@@ -81,6 +81,19 @@ def test_adapters_whose_base_has_moved(adapters, small_set, tmp_path):
     assert whole_checkpoint(str(folder), lambda: str(small_set.models[1])) != found
 
 
+def test_adapters_find_the_commit_that_they_were_trained_on(adapters, small_set, monkeypatch):
+    """On another machine the cache's folder that they name is not there; the hub's commit is the same."""
+    folder, _ = adapters
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "/elsewhere/snapshots/c0ffee"
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "base_model.json").write_text(json.dumps({"model": "org/tiny", "commit": "c0ffee"}))
+    fetched = {"org/tiny@c0ffee": str(small_set.models[0])}
+    monkeypatch.setattr("appo.modeling.adapters.checkpoint_of", fetched.__getitem__)
+    merged = whole_checkpoint(str(folder), lambda: "another")
+    assert json.loads((folder / merged / "config.json").read_text())["model_type"] == "qwen2_5_vl"
+
+
 def test_adapters_that_do_not_fit_are_refused(adapters):
     from safetensors.torch import load_file, save_file
 

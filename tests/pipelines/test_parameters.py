@@ -92,9 +92,9 @@ def test_sources_of_ones_own_records_are_looked_up_in_them(tmp_path: Path) -> No
 
 def test_a_misspelt_source_is_refused_before_the_records_are_there() -> None:
     with pytest.raises(RecipeError, match=r"problem_types, LLaVA-Video: .*LLaVA-Video-178K"):
-        steps.validate("video_r1_34k", ["data.problem_types={LLaVA-Video: [OCR]}"])
+        steps.validate("qwen2.5_vl_7b_video_r1_34k", ["data.problem_types={LLaVA-Video: [OCR]}"])
     with pytest.raises(RecipeError, match=r"quotas, NextQA: .*NeXT-QA"):
-        checked("video_r1_34k", quotas={"NextQA": 5})
+        checked("qwen2.5_vl_7b_video_r1_34k", quotas={"NextQA": 5})
 
 
 @pytest.mark.parametrize("name", catalog.NAMES)

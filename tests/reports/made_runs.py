@@ -14,6 +14,7 @@ import numpy as np
 
 TOKENS = ("<think>", "cross", " shows", " red", "</think>", "<answer>", "B", "</answer>", "<|im_end|>")
 FRAMES = 8
+BASE_COMMIT = "c0ffee" + 34 * "0"
 
 
 def make_training(
@@ -65,6 +66,8 @@ def make_training(
         "seed": seed,
         "recipe_digest": "generated",
         "manifest_digest": manifest_digest,
+        "base_model": "org/name",
+        "base_commit": BASE_COMMIT,
         "steps": steps,
         "wall_s": 30.0,
         "samples_per_second": float(speed),

@@ -16,7 +16,7 @@ from appo.config import load_recipe
 from appo.reports.compare import Comparison, compare
 from appo.reports.results import ReportError, ordered, read_trainings, split_checkpoint
 from appo.reports.tables import Table, to_html, to_markdown, with_spread
-from tests.reports.made_runs import make_comparison, make_evaluation, make_training
+from tests.reports.made_runs import BASE_COMMIT, make_comparison, make_evaluation, make_training
 
 
 def accuracies(folder: Path, algorithm: str) -> list[float]:
@@ -40,6 +40,14 @@ def test_every_output_gives_the_mean_and_deviation_of_the_predictions(
         for text in (made.table, made.markdown.read_text(), made.html.read_text()):
             assert cell in text
     assert "key frame found" in made.table
+
+
+def test_every_output_names_the_commit_of_the_base_model(compared: tuple[Comparison, Path]) -> None:
+    made, _ = compared
+    for text in (made.markdown.read_text(), made.html.read_text()):
+        assert f"org/name, commit {BASE_COMMIT}" in text
+    (base,) = json.loads(made.numbers.read_text())["base_models"]
+    assert base == {"model": "org/name", "commit": BASE_COMMIT}
 
 
 def test_ratio_is_taken_seed_by_seed(compared: tuple[Comparison, Path]) -> None:
