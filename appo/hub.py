@@ -41,12 +41,13 @@ class HubName:
 
 
 def hub_name(path: str) -> HubName | None:
-    """The name if `path` is one on the hub; None for an s3:// prefix, and for a folder, an `@` in its name or not.
+    """The name if `path` is one on the hub; None for an s3:// prefix, for a folder, an `@` in its name or not, and for
+    a path below a folder that is here.
 
     Raises HubError for an `@` that no revision follows.
     """
     match = _NAME.fullmatch(path)
-    if match is None or Path(path).exists():
+    if match is None or Path(path).exists() or _is_a_slip(Path(path.partition("/")[0])):
         return None
     revision = match["revision"]
     if revision is not None and not _REVISION.fullmatch(revision):
@@ -54,6 +55,11 @@ def hub_name(path: str) -> HubName | None:
             f"model {path!r}: {revision!r} is no revision; write ORG/NAME@REVISION with a branch, a tag or a commit"
         )
     return HubName(match["repo"], revision)
+
+
+def _is_a_slip(owner: Path) -> bool:
+    """Whether the first part is a folder here that holds no models: a path with a slip then, and no hub's name."""
+    return owner.is_dir() and not any(owner.glob("*/config.json"))
 
 
 def pinned(path: str) -> str:

@@ -39,8 +39,8 @@ def validate(recipe: str, overrides: Sequence[str], variants: Sequence[str] = ()
     Raises CheckFailed with all problems, RecipeError for a recipe that cannot be read.
     """
     resolved = plan.resolve(recipe, overrides)
-    checks.refuse(checks.here(resolved, variants), checks.able_here())
     hub.hub_name(resolved.model.path or "")  # refuses what can be no revision
+    checks.refuse(checks.here(resolved, variants), checks.able_here())
     resolved = _with_fingerprint(resolved)
     print(
         f"recipe {resolved.name} ({resolved.digest}): {', '.join(resolved.algorithms)} "

@@ -14,13 +14,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from appo.errors import UserError
 from appo.storage import StorageError, is_s3, open_binary
 
 CONFIG, PROCESSOR = "config.json", ("preprocessor_config.json", "processor_config.json")
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
-class UnknownArchitecture(ValueError):
+class UnknownArchitecture(UserError, ValueError):
     """A checkpoint whose sizes cannot be told: its name, what is missing, the remedy."""
 
 

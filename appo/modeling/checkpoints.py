@@ -7,7 +7,6 @@ machine, an `s3://` prefix that a step fetches, or a name on the hub, which only
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from appo.errors import UserError, one_line
 from appo.folders import COMPLETE, fetch_folder
+from appo.hub import HubError, hub_name
 from appo.storage import is_s3, read_bytes
 
 CONFIG, ADAPTERS = "config.json", "adapter_config.json"
@@ -24,7 +24,6 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"tokenizer.model"})
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 REMEDY = "name a whole checkpoint folder, an s3:// prefix, or a hub name (OWNER/NAME)"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _LFS = b"version https://git-lfs"  # what git leaves in place of a large file that was not fetched
 
 
@@ -41,13 +40,11 @@ class _Files:
 
 
 def is_hub_name(path: str) -> bool:
-    """OWNER/NAME or OWNER/NAME@REVISION, where OWNER is no folder here that a slip in its name would explain."""
-    if _HUB_NAME.fullmatch(path) is None or Path(path).exists():
+    """OWNER/NAME or OWNER/NAME@REVISION, and no folder here (see `appo.hub.hub_name`)."""
+    try:
+        return hub_name(path) is not None
+    except HubError:  # an @ that no revision follows
         return False
-    owner = Path(path.partition("/")[0])
-    return not owner.is_dir() or any(
-        owner.glob(f"*/{CONFIG}")
-    )  # models of an owner, kept as the hub names them
 
 
 def check_model(path: str, *, adapters: bool = False) -> None:

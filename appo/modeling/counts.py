@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from appo.errors import SettingError
 from appo.modeling.architecture import Architecture, Text, Tower
 
 Grid = tuple[int, int, int]  # temporal patches, rows and columns of patches, before merging
@@ -161,10 +162,10 @@ def update(
 
 
 def adapters(architecture: Architecture, targets: Sequence[str], rank: int) -> int:
-    """Parameters that LoRA adds. Raises ValueError for a module that the text layers do not have."""
+    """Parameters that LoRA adds. Raises SettingError for a module that the text layers do not have."""
     shapes = adapted(architecture.text)
     if unknown := sorted(set(targets) - set(shapes)):
-        raise ValueError(
+        raise SettingError(
             f"model.lora.target_modules: {unknown[0]!r} is none of the text layers' ({', '.join(shapes)})"
         )
     return architecture.text.layers * sum(rank * sum(shapes[name]) for name in targets)

@@ -192,10 +192,10 @@ class _Session:
             from appo.training.trainer import VideoGRPOTrainer
 
         quiet()
-        processor = load_processor(model_path)
         samples = manifest.split("train")
         # First, since it starts the process group: under FSDP the first process alone then reads the weights.
         arguments = training_arguments(recipe, settings, out / "checkpoints", seed, num_prompts=len(samples))
+        processor = load_processor(model_path)
         model = load_policy(model_path, recipe.model, masters=keeps_masters(recipe))
         if recipe.model.freeze_vision:
             detach_tower(model, recipe, arguments.device)

@@ -32,3 +32,15 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], Pat
         return known[which]
 
     return model
+
+
+@pytest.fixture(scope="session")
+def some_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole checkpoint where none is run: the first step asks that it be one."""
+    from appo.config import Video
+    from appo.training import tiny
+
+    tokenizer = tiny.make_tokenizer(["a question"])
+    folder = tmp_path_factory.mktemp("some_model")
+    tiny.save(tiny.make_model(tokenizer, seed=0), tiny.make_processor(tokenizer, Video()), folder)
+    return folder

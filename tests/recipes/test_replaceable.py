@@ -67,9 +67,9 @@ def test_a_difference_outside_of_the_list_is_found(changed: str, setting: str | 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_passes_its_first_step_and_divides_over_the_tests_processes(
-    name: str, made: Sets
+    name: str, made: Sets, some_model: Path
 ) -> None:
-    model = None if load_recipe(name).model.path is None else Path("/in/place/of/the/model")
+    model = None if load_recipe(name).model.path is None else some_model
     shipped, recipe = prepared(name, made, model)
     assert model is None or shipped.model.path in RELEASED
     rows = [
@@ -94,9 +94,9 @@ def test_every_recipe_passes_its_first_step_and_divides_over_the_tests_processes
     ],
 )
 def test_made_sets_are_assembled_without_a_reject(
-    name: str, count: int, videos: int | None, made: Sets, tmp_path: Path
+    name: str, count: int, videos: int | None, made: Sets, some_model: Path, tmp_path: Path
 ) -> None:
-    _, recipe = prepared(name, made, Path("/in/place/of/the/model"))
+    _, recipe = prepared(name, made, some_model)
     done, manifest = assembled(recipe, tmp_path)
     assert len(manifest.samples) == count
     assert Path(done.metadata["rejects"]).read_text() == ""
