@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appo.recipe_files import RecipeError
+from appo.errors import SettingError
 
 # Both parts as the hub allows them; a revision is a branch, a tag, `refs/pr/1` or a commit.
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>.*))?", re.DOTALL)
@@ -25,7 +25,7 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 TIMEOUT_S = 30.0
 
 
-class HubError(RecipeError):
+class HubError(SettingError):
     """A model on the hub that is not there or not to be had: its name, the reason, the remedy."""
 
 

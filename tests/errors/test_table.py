@@ -72,7 +72,7 @@ ROWS = [
     ("score nextgqa --annotations folder --predictions gone", "--predictions", "gone: no such file"),
     ("score nextgqa --annotations folder --predictions folder", "--predictions", "folder: is a folder"),
     ("score nextgqa --annotations folder --predictions cut.json", "folder: holds none of test.csv"),
-    ("score key_moment --annotations manifest.jsonl --predictions bytes.bin", "manifest.jsonl: has no test split", "data.test_share"),
+    ("score key_moment --annotations manifest.jsonl --predictions bytes.bin", "has no test split", "test_share"),
     (f"{EVALUATE} model -b nope", "'nope': unknown", "mvbench"),
     ("evaluate -r demo -o out model", "--manifest"),
     ("evaluate -r demo -o out model -b mvbench", "evaluation.annotations=null"),
