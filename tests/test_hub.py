@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from appo import hub, steps
-from appo.config import RecipeError
+from appo.errors import SettingError
 from appo.hub import HubName
 from tests.hub_server import Hub
 
@@ -47,7 +47,7 @@ def test_a_folder_is_a_folder_whatever_its_name(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("path", ["org/name@", "org/name@a b", "org/name@@a"])
 def test_what_can_be_no_revision_is_refused_in_the_first_step(path: str) -> None:
-    with pytest.raises(RecipeError, match=f"model '{path}': .*ORG/NAME@REVISION"):
+    with pytest.raises(SettingError, match=f"model '{path}': .*ORG/NAME@REVISION"):
         steps.validate("demo", [f"model.path={path}"])
 
 
