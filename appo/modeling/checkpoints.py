@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from appo.errors import UserError, one_line
-from appo.folders import COMPLETE, fetch_folder
+from appo.folders import COMPLETE, fetch_folder, is_published
 from appo.storage import is_s3, read_bytes
 
 CONFIG, ADAPTERS = "config.json", "adapter_config.json"
@@ -89,7 +89,7 @@ def stored_problem(location: str) -> str | None:
     files = _Files(sizes, lambda name: read_bytes(f"{location.rstrip('/')}/{name}"))
     if problem := _lacks(files, adapters=False):
         return problem
-    if COMPLETE not in sizes:
+    if not is_published(location, sizes):
         return f"has no {COMPLETE}, so its upload did not end; upload it whole, and an empty object of this name last"
     return None
 

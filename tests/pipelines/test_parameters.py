@@ -17,9 +17,9 @@ from appo import cli, plan, steps
 from appo.config import RecipeError, load_recipe
 from components import validate
 from pipelines import catalog, cluster, parameters
-from pipelines.parameters import fitting, read_parameters
 from pipelines.console import Story
 from pipelines.local import run_graph
+from pipelines.parameters import fitting, read_parameters
 
 GOLDEN = Path(__file__).parent / "golden"
 
