@@ -58,8 +58,9 @@ def safetensors(path: Path, size: int = 8) -> None:
 def make_model(folder: Path, *, shards: int = 0) -> Path:
     """A folder with every file of a checkpoint."""
     folder.mkdir(parents=True)
-    for name in ("config.json", "tokenizer.json", "preprocessor_config.json"):
+    for name in ("tokenizer.json", "preprocessor_config.json", "chat_template.jinja"):
         (folder / name).write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     names = [f"model-{number}.safetensors" for number in range(shards)]
     for name in names or ["model.safetensors"]:
         safetensors(folder / name)

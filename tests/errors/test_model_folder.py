@@ -34,8 +34,11 @@ def cut(name: str, by: int) -> Callable[[Path], None]:
 INDEX = "model.safetensors.index.json"
 BROKEN = {
     "no config": (without("config.json"), "holds no config.json; name a whole checkpoint folder"),
-    "config cut off": (write("config.json", b'{"a":'), "config.json or the index of the weights is not JSON"),
+    "config cut off": (write("config.json", b'{"a":'), "one of its .json files is not JSON"),
     "config a list": (write("config.json", b"[]"), "config.json holds no JSON object"),
+    "another family": (write("config.json", b'{"model_type": "llava"}'), "model_type='llava' in its config.json"),
+    "no family": (write("config.json", b"{}"), "model_type=None in its config.json: must be one of qwen2_vl"),
+    "no chat template": (without("chat_template.jinja"), "has no chat template (chat_template.jinja)"),
     "no index": (without(INDEX), "has config.json and no weights (model.safetensors, or model.safetensors.index"),
     "a shard missing": (without("model-1.safetensors"), f"{INDEX} names 3 files, and model-1.safetensors is not there"),
     "shards missing": (
@@ -59,8 +62,10 @@ def test_a_whole_folder_is_whole(tmp_path: Path) -> None:
     assert model_problem(str(make_model(tmp_path / "three", shards=3))) is None
     other = make_model(tmp_path / "other")  # files as some publishers name them
     without("tokenizer.json", "preprocessor_config.json", "model.safetensors")(other)
+    without("chat_template.jinja")(other)
     for name in ("vocab.json", "merges.txt", "processor_config.json", "pytorch_model.bin"):
         (other / name).write_text("{}")
+    (other / "tokenizer_config.json").write_text('{"chat_template": "..."}')
     check_model(str(other))
 
 
@@ -124,6 +129,10 @@ def test_what_cannot_be_loaded_is_said_with_its_path(tmp_path: Path) -> None:
         loading(str(tmp_path)),
     ):
         raise ValueError("bad")
+    with pytest.raises(CheckpointError, match="weights have other sizes than"), loading("x"):
+        raise RuntimeError("You set `ignore_mismatched_sizes` to `False`")
+    with pytest.raises(RuntimeError, match="out of memory"), loading(str(tmp_path)):
+        raise RuntimeError("CUDA error: out of memory")
     with pytest.raises(TypeError), loading(str(tmp_path)):  # a defect of ours stays what it is
         raise TypeError
 
