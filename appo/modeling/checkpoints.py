@@ -26,7 +26,7 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 TEMPLATES, TOKENIZER_CONFIG = ("chat_template.jinja", "chat_template.json"), "tokenizer_config.json"
 # Those whose text attention has the masks and the scaling that `appo.modeling.attention` implements.
 SUPPORTED_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-REMEDY = "name a whole checkpoint folder, an s3:// prefix, or a hub name (OWNER/NAME)"
+REMEDY = "name a checkpoint folder, an s3:// prefix, or a hub name (OWNER/NAME)"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _LFS = b"version https://git-lfs"  # what git leaves in place of a large file that was not fetched
 

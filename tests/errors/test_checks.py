@@ -146,7 +146,7 @@ def test_a_check_that_breaks_is_a_defect(empty_list: None) -> None:
         (
             "model",
             ["model.path=/no"],
-            "model.path=/no: no such folder, and no hub name; name a whole checkpoint",
+            "model.path=/no: no such folder, and no hub name; name a checkpoint",
         ),
     ],
 )

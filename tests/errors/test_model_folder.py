@@ -33,7 +33,7 @@ def cut(name: str, by: int) -> Callable[[Path], None]:
 
 INDEX = "model.safetensors.index.json"
 BROKEN = {
-    "no config": (without("config.json"), "holds no config.json; name a whole checkpoint folder"),
+    "no config": (without("config.json"), "holds no config.json; name a checkpoint folder"),
     "config cut off": (write("config.json", b'{"a":'), "one of its .json files is not JSON"),
     "config a list": (write("config.json", b"[]"), "config.json holds no JSON object"),
     "another family": (write("config.json", b'{"model_type": "llava"}'), "model_type='llava' in its config.json"),

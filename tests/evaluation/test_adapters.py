@@ -19,7 +19,8 @@ def test_a_whole_checkpoint_is_left_as_it_is(small_set):
 def test_what_is_no_checkpoint_is_refused_before_anything_starts(small_set, tmp_path, name):
     import appo.evaluation.run as run
 
-    with pytest.raises(CheckpointError, match=r"holds no config\.json; name a checkpoint folder"):
+    said = r"(holds no config\.json|no such folder, and no hub name); name a checkpoint folder"
+    with pytest.raises(CheckpointError, match=said):
         run.evaluate(
             small_set.recipe(),
             checkpoints={"a": name.format(manifest=small_set.manifest.parent)},
