@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -56,7 +56,7 @@ def fetch_folder(location: str) -> Path:
     folder = local_folder(location)
     if not (folder / COMPLETE).is_file():
         names = _names(location)
-        if COMPLETE not in names:
+        if not is_published(location, names):
             raise FolderMissing(
                 f"{location}: holds no {COMPLETE}, which is written last, so it is not complete; "
                 "run the step that writes there again"
@@ -64,6 +64,16 @@ def fetch_folder(location: str) -> Path:
         _download(location, folder, (name for name in names if name != COMPLETE))
         (folder / COMPLETE).touch()
     return folder
+
+
+def is_published(location: str, names: Collection[str]) -> bool:
+    """Whether the upload of an `s3://` prefix with these names ended: by its own marker, or that of the folder that it
+    is a part of, such as the checkpoint in a training's.
+    """
+    if COMPLETE in names:
+        return True
+    above = location.rstrip("/").rpartition("/")[0]
+    return above.count("/") > 2 and COMPLETE in _names(above)
 
 
 def publish_folder(folder: Path, location: str) -> None:

@@ -29,6 +29,7 @@ def collected_once():
 # one of them at the end.
 ORDER = (
     *("test_whole_pipeline", "test_retrain", "test_cluster", "test_compile", "test_local", "test_parameters"),
+    *("test_checks", "test_table"),
     *("test_mlflow_server", "test_tracker", "test_bad_days", "test_closing"),
     *(
         "test_distributed",

@@ -17,7 +17,7 @@ from appo.storage import StorageError, StoreError, is_s3
 @check(
     "model",
     needs="files",
-    remedy="name a whole checkpoint folder, an s3:// prefix, or a hub name (OWNER/NAME)",
+    remedy="name a checkpoint folder, an s3:// prefix, or a hub name (OWNER/NAME)",
 )
 def model(subject: Subject) -> Iterator[str | UserError]:
     from appo.modeling.checkpoints import is_hub_name, model_problem

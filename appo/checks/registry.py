@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Literal
 
 from appo.config import Recipe, RecipeError
-from appo.errors import UserError
+from appo.errors import UserError, expected
 
 Need = Literal["nothing", "files", "gpu", "server"]
 # In the order in which they run: what is cheap refuses first, and no server is asked about a recipe that cannot run.
@@ -136,10 +136,13 @@ def _run(one: Check, subject: Subject) -> Outcome:
     try:
         for found in one.find(subject):
             problems.append(_whole(found) if isinstance(found, UserError) else f"{found}; {one.remedy}")
-    except UserError as error:
-        problems.append(_whole(error))
     except CannotTell as reason:
         return Outcome(one, tuple(problems), skipped="" if problems else str(reason))
+    except Exception as error:
+        mistake = expected(error)
+        if mistake is None:
+            raise
+        problems.append(_whole(mistake))
     return Outcome(one, tuple(problems))
 
 

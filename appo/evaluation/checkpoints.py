@@ -37,7 +37,8 @@ def same_architecture(one: str, other: str) -> bool:
     def essence(path: str) -> Any:
         read_config(path)  # says what is missing
         # As transformers understands it: a hub's file leaves out what a saved one writes down.
-        return _without(AutoConfig.from_pretrained(path).to_dict(), BOOKKEEPING)
+        with loading(path):
+            return _without(AutoConfig.from_pretrained(path).to_dict(), BOOKKEEPING)
 
     return essence(one) == essence(other)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from appo.config import Recipe
 from appo.errors import UserError
 from appo.evaluation.checkpoints import checkpoint_weights, read_config, weights_bytes
+from appo.modeling.checkpoints import loading
 from appo.modeling.generation import evaluation_sampling, nothing_inherited
 from appo.startup import heavy_imports
 
@@ -200,9 +201,10 @@ class TransformersEngine:
 
         from appo.modeling import positions
 
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=getattr(torch, self._recipe.model.dtype), attn_implementation="sdpa"
-        )
+        with loading(path):
+            model = AutoModelForImageTextToText.from_pretrained(
+                path, dtype=getattr(torch, self._recipe.model.dtype), attn_implementation="sdpa"
+            )
         self.model = positions.install(model).to(self._device).eval()
 
     def generate(self, prompts: Prompts, *, seed: int) -> Iterator[tuple[str, Generation]]:

@@ -41,8 +41,9 @@ def positions_model(config_path: str) -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     from appo.modeling import positions
+    from appo.modeling.checkpoints import loading
 
-    with torch.device("meta"):
+    with loading(config_path), torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(config_path))
     return positions.install(model)
 

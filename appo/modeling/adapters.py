@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from appo.errors import UserError
+from appo.errors import UserError, one_line
 from appo.handover import checkpoint_of
+from appo.modeling.checkpoints import check_model, loading
 from appo.storage import sha256_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -68,7 +69,9 @@ def _merge(folder: Path, origin: str, out: Path) -> None:
     from appo.modeling.generation import save_with_its_settings
     from appo.modeling.loading import load_processor
 
-    model = AutoModelForImageTextToText.from_pretrained(origin, dtype="auto")
+    check_model(origin)
+    with loading(origin):
+        model = AutoModelForImageTextToText.from_pretrained(origin, dtype="auto")
     try:
         adapted = PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError) as error:  # other shapes, or modules that are not there
@@ -97,8 +100,13 @@ def _check_complete(folder: Path, adapted: Any, origin: str) -> None:
 
 
 def _named_base(folder: Path) -> str:
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    named = config.get("base_model_name_or_path")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        named = config.get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise AdapterError(
+            f"{folder / CONFIG}: is no JSON object ({one_line(error, 120)}); fetch it again"
+        ) from error
     if config.get("peft_type") != "LORA" or not named:
         raise AdapterError(
             f"{folder / CONFIG}: peft_type={config.get('peft_type')!r}, base_model_name_or_path={named!r}: "

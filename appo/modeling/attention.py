@@ -14,14 +14,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from appo.errors import UserError
+from appo.modeling.checkpoints import SUPPORTED_FAMILIES
 from appo.modeling.features import base_model
 from appo.modeling.packing import Bucket, Packed
 from appo.perception.probe import FrameProbe
 
 NAME = "appo"
-
-# Text attention classes whose masks and scaling are what this function implements.
-SUPPORTED_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 class UnsupportedModel(UserError, ValueError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from appo.errors import UserError, one_line
-from appo.folders import COMPLETE, fetch_folder
+from appo.folders import COMPLETE, fetch_folder, is_published
 from appo.hub import HubError, hub_name
 from appo.storage import is_s3, read_bytes
 
@@ -23,7 +23,10 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"tokenizer.model"})
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-REMEDY = "name a whole checkpoint folder, an s3:// prefix, or a hub name (OWNER/NAME)"
+TEMPLATES, TOKENIZER_CONFIG = ("chat_template.jinja", "chat_template.json"), "tokenizer_config.json"
+# Those whose text attention has the masks and the scaling that `appo.modeling.attention` implements.
+SUPPORTED_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+REMEDY = "name a checkpoint folder, an s3:// prefix, or a hub name (OWNER/NAME)"
 _LFS = b"version https://git-lfs"  # what git leaves in place of a large file that was not fetched
 
 
@@ -86,7 +89,7 @@ def stored_problem(location: str) -> str | None:
     files = _Files(sizes, lambda name: read_bytes(f"{location.rstrip('/')}/{name}"))
     if problem := _lacks(files, adapters=False):
         return problem
-    if COMPLETE not in sizes:
+    if not is_published(location, sizes):
         return f"has no {COMPLETE}, so its upload did not end; upload it whole, and an empty object of this name last"
     return None
 
@@ -110,11 +113,19 @@ def _lacks(files: _Files, *, adapters: bool) -> str | None:
     if CONFIG not in names:
         return f"holds no {CONFIG}; {REMEDY}"
     try:
-        if not isinstance(json.loads(files.read(CONFIG)), dict):
-            return f"{CONFIG} holds no JSON object; fetch it again"
-        return _lacks_weights(files) or _lacks_processor(files)
+        return _is_unknown(json.loads(files.read(CONFIG))) or _lacks_weights(files) or _lacks_processor(files)
     except ValueError as error:  # no UTF-8, or no JSON
-        return f"{CONFIG} or the index of the weights is not JSON ({one_line(error, 120)}); fetch it again"
+        return f"one of its .json files is not JSON ({one_line(error, 120)}); fetch the checkpoint again"
+
+
+def _is_unknown(config: Any) -> str | None:
+    if not isinstance(config, dict):
+        return f"{CONFIG} holds no JSON object; fetch it again"
+    if (family := config.get("model_type")) not in SUPPORTED_FAMILIES:
+        return (
+            f"model_type={family!r} in its {CONFIG}: must be one of {', '.join(SUPPORTED_FAMILIES)}; {REMEDY}"
+        )
+    return None
 
 
 def _lacks_weights(files: _Files) -> str | None:
@@ -144,6 +155,9 @@ def _lacks_processor(files: _Files) -> str | None:
         return "has no tokenizer (tokenizer.json, or vocab.json and merges.txt); fetch the whole checkpoint"
     if not names & set(PROCESSORS):
         return f"has no processor of images and videos ({PROCESSORS[0]}); fetch the whole checkpoint"
+    settings = [json.loads(files.read(name)) for name in (TOKENIZER_CONFIG, PROCESSORS[1]) if name in names]
+    if not names & set(TEMPLATES) and not any(one.get("chat_template") for one in settings):
+        return f"has no chat template ({TEMPLATES[0]}); take an Instruct checkpoint, or fetch the whole one"
     return None
 
 
@@ -175,12 +189,19 @@ def _listed(names: Sequence[str]) -> str:
 def loading(path: str) -> Iterator[None]:
     """Inside, transformers reads `path`; what it cannot read is said in one line with the path.
 
-    Only errors of files and of the hub are taken: a size that does not fit, a library that fails, stay what they are.
+    Only errors of files and of the hub are taken, weights that do not fit their configuration among them: a library
+    that fails stays what it is.
     """
     try:
         yield
     except UserError:
         raise
+    except RuntimeError as error:
+        if "mismatched_sizes" not in str(error) and "size mismatch" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{path}: its weights have other sizes than its {CONFIG} says; fetch the checkpoint again"
+        ) from error
     except (OSError, ValueError, KeyError, _unreadable()) as error:
         if is_hub_name(path):
             raise CheckpointError(

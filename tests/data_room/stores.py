@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -97,7 +98,9 @@ class Weed:
             )
             try:
                 for bucket in ("data", "public"):
-                    client.create_bucket(Bucket=bucket)
+                    # Made by an attempt before, whose object the volumes were not ready for.
+                    with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+                        client.create_bucket(Bucket=bucket)
                 client.put_object(Bucket="data", Key="ready", Body=b"1")
             except Exception as error:
                 reason = str(error)

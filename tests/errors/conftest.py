@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,9 @@ from typer.testing import CliRunner
 
 from appo import cli
 from appo.errors import DEBUG, LINES
+from tests.data_room.conftest import s3, weed
+
+__all__ = ["s3", "weed"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,9 @@ def safetensors(path: Path, size: int = 8) -> None:
 def make_model(folder: Path, *, shards: int = 0) -> Path:
     """A folder with every file of a checkpoint."""
     folder.mkdir(parents=True)
-    for name in ("config.json", "tokenizer.json", "preprocessor_config.json"):
+    for name in ("tokenizer.json", "preprocessor_config.json", "chat_template.jinja"):
         (folder / name).write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     names = [f"model-{number}.safetensors" for number in range(shards)]
     for name in names or ["model.safetensors"]:
         safetensors(folder / name)
@@ -73,7 +76,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (DEBUG, "MLFLOW_TRACKING_URI", "KF_PIPELINES_ENDPOINT", "KFP_RUN_ID", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -84,10 +86,9 @@ def files(place: Path) -> Path:
     from appo.data.manifest import write_manifest
     from appo.data.schema import VideoSample
 
-    sample = VideoSample(
-        id="one", source="mine", problem_type="free-form", question="?", answer="a", video="a.mp4"
-    )
-    write_manifest(place / "manifest.jsonl", [sample], root=".")
+    about = {"source": "mine", "problem_type": "free-form", "question": "?", "answer": "a", "video": "a.mp4"}
+    samples = [VideoSample(id="one", **about), VideoSample(id="last", split="test", **about)]
+    write_manifest(place / "manifest.jsonl", samples, root=".")
     make_model(place / "model")
     (place / "bytes.bin").write_bytes(b"\xff\xfe\x00no text")
     (place / "cut.yaml").write_text("a: [1")
@@ -96,6 +97,3 @@ def files(place: Path) -> Path:
     (place / "sound.yaml").write_text("name: mine\nmodel: {path: model}\n")
     (place / "records.jsonl").write_text('{"question": "?", "answer": "a", "video": "a.mp4"}\n')
     return place
-
-
-Ask = Callable[..., Answer]

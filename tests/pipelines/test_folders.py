@@ -68,6 +68,15 @@ def test_a_folder_whose_publishing_was_cut_off_is_not_taken_for_whole(location: 
         fetch_folder(location)
 
 
+def test_a_part_of_a_published_folder_is_whole_by_its_marker(location: str) -> None:
+    """A champion is the checkpoint in a training's folder, and evaluated from there."""
+    folder = local_folder(location)
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "config.json").write_text("{}")
+    publish_folder(folder, location)
+    assert (fetch_folder(f"{location}/checkpoint") / "config.json").read_text() == "{}"
+
+
 def test_a_new_pod_continues_from_the_newest_whole_checkpoint(location: str) -> None:
     folder = local_folder(location)
     with Mirror(folder, location, interval_s=60) as mirror:

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.console import Story
-from pipelines.local import PipelineFailed, run_graph
+from pipelines.local import PipelineFailed, StepFailed, run_graph
 
 GRAPH = textwrap.dedent(
     """
@@ -40,6 +40,15 @@ GRAPH = textwrap.dedent(
         time.sleep(float(os.environ.get("STEP_S", "0.2")))
         if algorithm == "appo" and seed == "0" and (place / "break").exists():
             raise ValueError("a planned failure")
+        if algorithm == "appo" and seed == "0" and (place / "mistake").exists():
+            from appo.errors import UserError, ends_in_lines
+
+            @ends_in_lines
+            def step():
+                raise UserError("model.path=x: a planned mistake; name another")
+
+            print("a bar that is not ended\\r", end="", file=sys.stderr, flush=True)
+            step()
         with open(place / f"trained-{algorithm}-{seed}", "a") as file:
             file.write("x")
         policy.metadata["location"] = f"{algorithm}-{seed}"
@@ -104,8 +113,9 @@ def test_trainings_share_the_cores(graph, tmp_path: Path) -> None:
 
 def test_a_failed_step_leaves_the_others_usable_and_is_all_that_is_repeated(graph, tmp_path: Path) -> None:
     (tmp_path / "break").touch()
-    with pytest.raises(PipelineFailed):
+    with pytest.raises(StepFailed, match="appo seed 0 failed") as failed:
         run(graph, tmp_path)
+    assert failed.value.status == 1  # a defect, whose traceback the story has shown
     assert not (tmp_path / "evaluated").exists()
     done = {path.name for path in tmp_path.glob("trained-*")}
     assert done == {"trained-grpo-0", "trained-grpo-1", "trained-appo-1"}
@@ -115,6 +125,21 @@ def test_a_failed_step_leaves_the_others_usable_and_is_all_that_is_repeated(grap
     assert shown.count("finished before, kept") == 4
     assert (tmp_path / "evaluated").read_text() == "grpo-0 appo-0 grpo-1 appo-1"
     assert all(path.read_text() == "x" for path in tmp_path.glob("trained-*"))
+
+
+def test_a_mistake_in_a_step_is_told_in_its_lines(graph, tmp_path: Path, capsys) -> None:
+    (tmp_path / "mistake").touch()
+    with pytest.raises(PipelineFailed) as failed:
+        run(graph, tmp_path)
+    assert (type(failed.value), failed.value.status) == (PipelineFailed, 2)
+    assert str(failed.value).splitlines() == [
+        "appo seed 0 failed; fix the reason and give the same command again",
+        "model.path=x: a planned mistake; name another",
+    ]
+    shown = capsys.readouterr().out
+    assert "error: model.path=x: a planned mistake" in shown
+    assert "Traceback" not in shown
+    assert "Traceback" not in (tmp_path / "run" / "logs" / "appo-seed-0.log").read_text()
 
 
 def test_a_stopped_pipeline_stops_its_steps(graph, tmp_path: Path) -> None:

@@ -1,0 +1,363 @@
+"""The list of checks: who runs which of them, what each finds, and that nothing is asked or opened before its time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from appo import checks, steps
+from appo.checks import registry
+from appo.config import load_recipe
+from appo.errors import UserError
+from pipelines import cluster
+from tests.errors.conftest import answer, is_a_mistake, make_model
+from tests.pipelines.fake_kfp import FakeKfp
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def empty_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of its own for a test that adds checks."""
+    monkeypatch.setattr(registry, "_CHECKS", {})
+
+
+def subject(*overrides: str, recipe: str = "demo", **more: object) -> checks.Subject:
+    return checks.Subject(load_recipe(recipe, overrides), **more)  # type: ignore[arg-type]
+
+
+def found(name: str, given: checks.Subject) -> list[str]:
+    """What one check says, run as if everything it may need were here."""
+    (outcome,) = checks.run_checks(given, tuple(checks.NEEDS), only=[name])
+    return list(outcome.problems)
+
+
+# The list ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_check_has_a_name_a_need_and_a_remedy() -> None:
+    listed = checks.checks()
+    assert len({one.name for one in listed}) == len(listed) >= 14
+    assert {one.needs for one in listed} == set(checks.NEEDS)
+    assert all(one.remedy for one in listed)
+    order = [list(checks.NEEDS).index(one.needs) for one in listed]
+    assert order == sorted(order)  # what is cheap refuses first
+    assert set(checks.OF_DATA) | set(checks.OF_TRAINING) <= {one.name for one in listed}
+
+
+def test_a_check_is_one_function(empty_list: None) -> None:
+    @checks.check("new", needs="nothing", remedy="change it")
+    def new(given: checks.Subject) -> Iterator[str | UserError]:
+        yield f"name={given.recipe.name}: is too short"
+        yield UserError("a.b=1: is wrong; set it to 2")
+
+    (outcome,) = checks.run_checks(subject(), checks.ALONE)
+    assert outcome.problems == ("name=demo: is too short; change it", "a.b=1: is wrong; set it to 2")
+    assert outcome.line() == f"{'new':<22} problem: name=demo: is too short; change it (and 1 more)"
+    with pytest.raises(checks.CheckFailed) as refused:
+        checks.refuse(subject(), checks.ALONE)
+    assert str(refused.value).splitlines() == list(outcome.problems)
+    with pytest.raises(ValueError, match="'new': is already registered"):
+        checks.check("new", needs="nothing", remedy="x")(new)
+
+
+def test_what_a_check_needs_decides_whether_it_runs(empty_list: None) -> None:
+    asked: list[str] = []
+
+    def add(name: str, needs: checks.Need, *problems: str) -> None:
+        @checks.check(name, needs=needs, remedy="r")
+        def one(_: checks.Subject) -> Iterator[str]:
+            asked.append(name)
+            yield from problems
+
+    add("server", "server")
+    add("gpu", "gpu")
+    add("files", "files", "a: missing")
+    add("nothing", "nothing")
+    lines = [
+        outcome.line().split(maxsplit=1)[1] for outcome in checks.run_checks(subject(), checks.FROM_AFAR)
+    ]
+    assert asked == ["nothing", "files"]
+    assert lines[:3] == ["ok", "problem: a: missing; r", "skipped (needs a GPU)"]
+    assert lines[3].startswith("skipped (no server is asked before")
+    asked.clear()
+    checks.run_checks(subject(), ("nothing", "server"))
+    assert asked == ["nothing", "server"]
+
+
+def test_a_check_that_breaks_is_a_defect(empty_list: None) -> None:
+    @checks.check("broken", needs="nothing", remedy="r")
+    def broken(_: checks.Subject) -> Iterator[str]:
+        yield from ()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        checks.refuse(subject(), checks.ALONE)
+
+
+# Each of them -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        ("seeds", ["training.seeds=[1, 1, 2, 2]"], "training.seeds: 1 is given twice; a seed counts once"),
+        ("seeds", ["training.seeds=[]"], "training.seeds=[]: none is given; name at least one"),
+        ("algorithms", ["algorithms=[]"], "algorithms=[]: none is given; name at least one"),
+        (
+            "rewards",
+            ["policy.reward_weights={acuracy: 1}"],
+            "policy.reward_weights.acuracy: no such reward; known",
+        ),
+        (
+            "rewards",
+            ["policy.reward_weights={accuracy: 0}"],
+            "leaves the reward advantage of grpo without any",
+        ),
+        ("rewards", ["policy.overlong_buffer=21"], "policy.overlong_buffer=21: is longer than a completion"),
+        ("source", ["data.source=none"], "data.source='none': unknown; known are jsonl, key_moment"),
+        ("source", ["data.quotas={none: 1}"], "data.quotas, none: no sample comes from this source"),
+        (
+            "benchmarks",
+            ["evaluation.benchmarks=[mvbench, MVBench]"],
+            "mvbench is given twice; name each once",
+        ),
+        (
+            "records",
+            ["data.source=video_r1"],
+            "data.annotations=null: source video_r1 reads the publisher's records",
+        ),
+        ("records", ["data.root=/no/where"], "data.root=/no/where: no such file or folder; name an existing"),
+        ("records", ["data.leakage={mvbench: /no}"], "data.leakage, mvbench=/no: no such file or folder"),
+        (
+            "benchmark files",
+            ["evaluation.benchmarks=[nextqa]"],
+            "evaluation.annotations=null: the publishers' files",
+        ),
+        (
+            "benchmark files",
+            ["evaluation.annotations=/no"],
+            "evaluation.annotations=/no: no such folder; name the",
+        ),
+        ("benchmark files", ["evaluation.videos=/no"], "evaluation.videos=/no: no such folder; name the"),
+        (
+            "model",
+            ["model.path=/no"],
+            "model.path=/no: no such folder, and no hub name; name a checkpoint",
+        ),
+    ],
+)
+def test_what_a_check_finds(name: str, overrides: list[str], said: str) -> None:
+    assert found(name, subject()) == []
+    (first, *_) = found(name, subject(*overrides))
+    assert said in first
+
+
+def test_quotas_are_looked_up_in_ones_own_records(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(
+        '{"video": "a.mp4", "question": "?", "answer": "1", "source": "mine"}\n'
+    )
+    own = ["data.source=jsonl", f"data.annotations={tmp_path}/q.jsonl"]
+    assert found("names in the records", subject(*own, "data.quotas={mine: 1}")) == []
+    (problem,) = found("names in the records", subject(*own, "data.quotas={yours: 1}"))
+    assert "data.quotas, yours: no sample comes from this source; there are mine" in problem
+
+
+GROUPS = ["policy.num_generations=4", "training.prompts_per_step=6"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "overrides", "said"),
+    [
+        (1, [], None),
+        (3, [], None),  # two groups each
+        (12, [], None),  # half a group each, which APPO's weights do not mind
+        (5, [], "must divide evenly over 5 processes"),
+        (4, [], "4 processes would hold 6 completions each, which cuts groups of 4 unevenly"),
+        (12, ["policy.dynamic_sampling=true"], "policy.dynamic_sampling=true needs whole groups on each"),
+        (12, ["algorithms=[appo, pa_grpo]"], "algorithm pa_grpo needs whole groups on each"),
+        (6, ["algorithms=[pa_grpo]", "policy.dynamic_sampling=true"], None),
+        (1, ["training.gradient_accumulation_steps=5"], "5 accumulation steps"),
+        (None, ["training.gradient_accumulation_steps=5"], None),  # who only shows a recipe does not know
+    ],
+)
+def test_groups_over_processes(processes: int | None, overrides: list[str], said: str | None) -> None:
+    problems = found("groups", subject(*GROUPS, *overrides, processes=processes))
+    assert bool(problems) == (said is not None)
+    assert said is None or said in problems[0]
+
+
+def test_variants_are_checked_each_by_itself() -> None:
+    (problem,) = found("variants", subject(variants=("no colon",)))
+    assert "variant 'no colon': write it as name:" in problem
+    good = "good: perception.k1=2"
+    assert found("rewards", subject(variants=(good,))) == []
+    (problem,) = found("rewards", subject(variants=("bad: policy.overlong_buffer=99", good)))
+    assert problem.startswith("variant bad: policy.overlong_buffer=99")
+
+
+def test_a_type_that_a_gpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mock of torch.cuda: a GPU without bfloat16 (a V100) cannot be had here."""
+    import contextlib
+
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    (problem,) = found("dtype", subject("model.dtype=bfloat16"))
+    assert problem.startswith(
+        "model.dtype=bfloat16: GPU 0 (Tesla V100) does not compute in it; set model.dtype"
+    )
+    assert found("dtype", subject("model.dtype=float32")) == []
+    monkeypatch.setattr("appo.checks.gpus", lambda: 1)
+    with pytest.raises(checks.CheckFailed, match="Tesla V100"):  # where a training starts, too
+        checks.before_training(load_recipe("demo", ["model.dtype=bfloat16"]), algorithm="appo", processes=1)
+
+
+# Who runs them, and when ------------------------------------------------------------------------------------------
+
+
+def test_a_place_that_only_pods_see_is_left_to_them() -> None:
+    """The very folders that a training's pods mount."""
+    runtime = yaml.safe_load((ROOT / "k8s/components/training-runtime/runtime.yaml").read_text())
+    text = yaml.safe_dump(runtime)
+    for folder in checks.POD_FOLDERS:
+        assert f"mountPath: {folder}\n" in text
+    recipe = load_recipe("demo", ["model.path=/cache/model", "evaluation.annotations=/cache/benchmarks"])
+    outcomes = {one.check.name: one for one in checks.run_checks(checks.submitted(recipe), checks.FROM_AFAR)}
+    assert outcomes["model"].skipped == "only pods see /cache/model"
+    assert not [one for one in outcomes.values() if one.problems]
+    with pytest.raises(checks.CheckFailed, match=r"model\.path=/cache/model: no such folder"):
+        checks.refuse(checks.at_home(recipe), checks.FROM_AFAR)
+    (problem,) = found("model", checks.submitted(load_recipe("demo", ["model.path=/data/model"])))
+    assert problem.endswith("(pods see s3:// addresses, /cache and /scratch)")
+
+
+def test_processes_are_those_of_the_place_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("demo", ["cluster.gpus_per_node=8", "cluster.nodes=2"])
+    monkeypatch.delenv("KFP_RUN_ID", raising=False)
+    monkeypatch.setattr("appo.checks.gpus", lambda: 3)
+    assert [checks.submitted(recipe).processes, checks.here(recipe).processes] == [16, 3]
+    monkeypatch.setenv("KFP_RUN_ID", "run")  # the first step of a run on a cluster
+    assert checks.here(recipe).processes == 16
+    assert checks.here(recipe).elsewhere == checks.POD_FOLDERS
+
+
+SPOILT = [
+    "model.path={0}/model",
+    "data.root={0}/none",
+    "evaluation.annotations={0}/none",
+    "data.leakage={{a: {0}/no}}",
+]
+
+
+@pytest.fixture
+def spoilt(place: Path) -> list[str]:
+    """Settings that name nothing but what is missing or broken."""
+    make_model(place / "model")
+    (place / "model" / "model.safetensors").unlink()
+    return [word for setting in SPOILT for word in ("-s", setting.format(place))]
+
+
+def test_compile_and_show_touch_no_file(
+    spoilt: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_a_mistake(answer("pipeline", "run", "-r", "demo", "-f", "run", *spoilt), "model.path", "data.root")
+    ran: list[str] = []
+    for name, one in list(registry._CHECKS.items()):
+        if one.needs != "nothing":
+
+            def find(_: object, name: str = name) -> Iterator[str]:
+                ran.append(name)
+                yield "touched"
+
+            monkeypatch.setitem(registry._CHECKS, name, registry.Check(name, one.needs, one.remedy, find))
+    shown = answer("recipe", "show", "demo", *spoilt)
+    assert shown.status == 0, shown.text
+    assert yaml.safe_load(shown.output)["model"]["path"] == f"{place}/model"
+    compiled = answer("pipeline", "compile", "-r", "demo", "-o", "made.yaml", *spoilt)
+    assert compiled.status == 0, compiled.text
+    assert ran == []
+    assert answer("validate", "demo").status == 2
+    assert {"model", "records", "benchmark files"} <= set(ran)
+
+
+def test_compile_and_show_refuse_what_needs_no_file(place: Path) -> None:
+    twice = ("-s", "training.seeds=[1, 1]")
+    is_a_mistake(answer("recipe", "show", "demo", *twice), "training.seeds")
+    is_a_mistake(answer("pipeline", "compile", "-r", "demo", "-o", "made.yaml", *twice), "training.seeds")
+    assert not (place / "made.yaml").exists()
+
+
+@pytest.fixture
+def server(place: Path) -> Iterator[FakeKfp]:
+    fake = FakeKfp()
+    yield fake
+    fake.stop()
+
+
+SUBMIT = ["pipeline", "submit", "compare_policies"]
+APPLY = ["schedule", "apply", "nightly", "--cron", "0 0 1 * * *"]
+
+
+@pytest.mark.parametrize("command", [SUBMIT, APPLY], ids=["submit", "apply"])
+def test_a_server_is_not_asked_about_what_cannot_run(
+    command: list[str], server: FakeKfp, spoilt: list[str]
+) -> None:
+    command = [*command, "-r", "demo", "--endpoint", server.url]
+    mistakes = (
+        (["-s", "training.seeds=[1, 1]"], "training.seeds"),
+        (spoilt, "model.path"),
+        (["-s", "training.lr=1"], "unknown key"),
+        (["-s", "cluster.gpus_per_node=3"], "3 processes"),
+        (["-s", "evaluation.benchmarks=[none]"], "'none': unknown"),
+        (["-P", "data_seed=-5"], "data_seed=-5"),
+        (["-P", "overrides=[model.path=/no]"], "model.path=/no"),
+        (["-P", "frames=8"], "has none of this name"),
+    )
+    for wrong, said in mistakes[: None if "submit" in command else 2]:
+        is_a_mistake(answer(*command, *wrong), said)
+    assert server.log == []
+    assert answer(*command).status == 0
+    assert server.log
+
+
+def test_a_schedule_with_another_cron_asks_no_server(server: FakeKfp) -> None:
+    is_a_mistake(
+        answer("schedule", "apply", "n", "-r", "demo", "--cron", "1", "--endpoint", server.url), "cron"
+    )
+    assert server.log == []
+
+
+def test_the_first_step_runs_what_it_can(spoilt: list[str]) -> None:
+    with pytest.raises(checks.CheckFailed, match=r"model\.path"):
+        steps.validate("demo", [word for word in spoilt if word != "-s"])
+
+
+def test_the_first_step_of_a_cluster_asks_its_store(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", "run")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    from appo import objectstore
+
+    objectstore.client.cache_clear()
+    with pytest.raises(checks.CheckFailed, match="no complete S3 credentials"):
+        steps.validate("demo", ["model.path=s3://bucket/model"])
+    order = cluster.Order("compare_policies", "demo", overrides=["model.path=s3://bucket/model"])
+    order.check()  # from a desk without credentials that is no verdict
+
+
+def test_validate_prints_a_line_for_each(place: Path) -> None:
+    good = answer("validate", "demo")
+    lines = good.output.splitlines()
+    assert (good.status, len(lines)) == (0, len(checks.checks()))
+    assert {line.split()[-1] for line in lines if "skipped" not in line} == {"ok"}
+    bad = answer("validate", "demo", "-s", "training.seeds=[1, 1]", "-s", "model.path=/no")
+    is_a_mistake(bad, "2 of", "seeds, model")
+    assert sum("problem: " in line for line in bad.output.splitlines()) == 2
