@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,14 +62,14 @@ class Run:
 
 
 def run(name: str, made: Sets, model: Path | None, storage: Path, tracking: str) -> Run:
-    """All steps of the pipeline in their order; says how long each took."""
+    """All steps of the pipeline in their order; says how long each took, and how much of a processor."""
     shipped, recipe = prepared(name, made, model)
-    took: dict[str, float] = {}
+    took: list[str] = []
 
     def timed(step: str, do: Callable[[], Any]) -> Any:
-        began = time.perf_counter()
+        began, used = time.perf_counter(), _cpu_s()
         found = do()
-        took[step] = time.perf_counter() - began
+        took.append(f"{step} {time.perf_counter() - began:.0f} ({_cpu_s() - used:.0f})")
         return found
 
     place = str(storage)
@@ -91,8 +92,14 @@ def run(name: str, made: Sets, model: Path | None, storage: Path, tracking: str)
         )
         compare = partial(steps.compare, recipe, place, runs=runs, evaluations=scored.location, **told_of)
         report = timed("compare", compare)
-    print(f"{name}: " + ", ".join(f"{step} {seconds:.0f} s" for step, seconds in took.items()))
+    print(f"{name}, seconds on the wall (and of CPU): {', '.join(took)}")
     return Run(shipped, recipe, manifest, base, trainings, seen(), scored, report)
+
+
+def _cpu_s() -> float:
+    """Of this process and of those that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def check_trainings(run: Run) -> None:
