@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,21 @@ def test_every_setting_of_the_parts_stands_once() -> None:
         assert not {key for key in mine.keys() & below.keys() if mine[key] == below[key]} - {("extends",)}, (
             name
         )
+
+
+def test_the_documents_recipe_is_one_and_names_recipes_that_are(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(example)
+    mine = load_recipe(str(tmp_path / "mine.yaml"))
+    assert (mine.name, mine.video.num_frames, mine.cluster.gpus_per_node) == ("mine", 16, 8)
+    shown = {word for name in re.findall(r"\| (`.*?) \|", text) for word in re.findall(r"`(.*?)`", name)}
+    sizes = {word.replace("{3b,7b}", size) for word in shown for size in ("3b", "7b")}
+    whole = {word for word in sizes if not word.startswith("...")}
+    ends = [word.removeprefix("...") for word in sizes if word.startswith("...")]
+    assert whole <= set(recipe_names())
+    left = set(recipe_names()) - whole
+    assert all(name.endswith(tuple(ends)) for name in left)
 
 
 # algorithm.md's table, that is the paper's section 4.1 and supplement B.

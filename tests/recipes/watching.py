@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +72,15 @@ def watched(layout: str, processes: int, folder: Path) -> Iterator[Callable[[], 
     Told to them as torchrun's variables tell a pod of a TrainJob.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setenv(VARIABLE, json.dumps({"layout": layout, "folder": str(folder)}))
         patch.setenv("PYTHONPATH", f"{SITE}{os.pathsep}{REPOSITORY}")
         patch.setenv("PET_NPROC_PER_NODE", str(processes))
         patch.setenv("OMP_NUM_THREADS", "1")
         if layout in SHARDED:
-            # Tells the launching side too that this machine shards.
-            patch.setattr("appo.training.launch.refuse_impossible", lambda *_: None)
+            from tests.cpu_layouts import lifted
+
+            stack.enter_context(lifted())  # on the launching side
         if processes == 1:
             import appo.training.trainer
 

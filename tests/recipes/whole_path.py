@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,23 +62,44 @@ class Run:
 
 
 def run(name: str, made: Sets, model: Path | None, storage: Path, tracking: str) -> Run:
+    """All steps of the pipeline in their order; says how long each took, and how much of a processor."""
     shipped, recipe = prepared(name, made, model)
+    took: list[str] = []
+
+    def timed(step: str, do: Callable[[], Any]) -> Any:
+        began, used = time.perf_counter(), _cpu_s()
+        found = do()
+        took.append(f"{step} {time.perf_counter() - began:.0f} ({_cpu_s() - used:.0f})")
+        return found
+
+    place = str(storage)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", tracking)
-        done, manifest = assembled(recipe, storage)
-        base = steps.base_model(plan.base_recipe(recipe), str(storage), manifest=done.location)
-        common = {"manifest": done.location}
-        processes = min(PROCESSES, processes_of(shipped))
-        with watched(recipe.training.distributed, processes, storage / "seen") as seen:
-            trainings = [
-                steps.train(recipe, str(storage), training, model=base.location, **common)
-                for training in plan.trainings(recipe)
-                if training.seed == recipe.training.seeds[0]
-            ]
+        done, manifest = timed("assemble", lambda: assembled(recipe, storage))
+        told_of = {"manifest": done.location}
+        base = timed("base_model", lambda: steps.base_model(plan.base_recipe(recipe), place, **told_of))
+        trainings = []
+        with watched(
+            recipe.training.distributed, min(PROCESSES, processes_of(shipped)), storage / "seen"
+        ) as seen:
+            for one in plan.trainings(recipe):
+                if one.seed == recipe.training.seeds[0]:
+                    train = partial(steps.train, recipe, place, one, model=base.location, **told_of)
+                    trainings.append(timed(f"train {one.algorithm}", train))
         runs = [{**one.metadata, "location": one.location} for one in trainings]
-        evaluation = steps.evaluate(recipe, str(storage), base=base.location, runs=runs, **common)
-        report = steps.compare(recipe, str(storage), runs=runs, evaluations=evaluation.location, **common)
-        return Run(shipped, recipe, manifest, base, trainings, seen(), evaluation, report)
+        scored = timed(
+            "evaluate", lambda: steps.evaluate(recipe, place, base=base.location, runs=runs, **told_of)
+        )
+        compare = partial(steps.compare, recipe, place, runs=runs, evaluations=scored.location, **told_of)
+        report = timed("compare", compare)
+    print(f"{name}, seconds on the wall (and of CPU): {', '.join(took)}")
+    return Run(shipped, recipe, manifest, base, trainings, seen(), scored, report)
+
+
+def _cpu_s() -> float:
+    """Of this process and of those that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def check_trainings(run: Run) -> None:
