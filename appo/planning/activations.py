@@ -78,7 +78,7 @@ def without_gradient(setting: Setting, run: Pass) -> float:
     residual = 2 * run.tokens * text.hidden * stream
     feed_forward = 3 * run.tokens * text.intermediate * computes
     projected = run.tokens * (text.queries + 2 * text.keys)
-    attention = projected * (stream + computes) + run.tokens * text.queries * computes
+    attention = float(projected * (stream + computes) + run.tokens * text.queries * computes)
     if run.segments:
         spread = text.queries if setting.on_gpu else text.keys
         attention += run.segments * (run.prefix + run.width) * 2 * spread * stream

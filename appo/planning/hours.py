@@ -1,7 +1,7 @@
 """A setting, a load and the size of the data set -> seconds a step and hours a training, by counting.
 
-What is assumed of the machine stands in `ASSUMED`; it was chosen so that the paper's own layout comes out near the paper's
-figures (supplement, table F, DAPO on 16 GPUs: 0.462 samples/s at 7B with 16 frames, 0.325 at 3B with 30).
+What is assumed of the machine stands in `ASSUMED`; it was chosen so that the paper's own layout comes out near the
+paper's figures (supplement, table F, DAPO on 16 GPUs: 0.462 samples/s at 7B with 16 frames, 0.325 at 3B with 30).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from appo.planning.setting import LOOKED_AT, Load, Setting
 if TYPE_CHECKING:
     from appo.config import Recipe
 
-# Of the device's peak, in passes over thousands of tokens; of its memory's bandwidth, where tokens are drawn by an engine.
+# Of the device's peak, in passes over thousands of tokens; of its memory's bandwidth, where an engine draws tokens.
 REACHED, BANDWIDTH_REACHED = 0.3, 0.6
 # transformers draws a token with some forty launches a layer: so long a layer, however small the batch.
 LAYER_S = 1.8e-3
 # Optimizer, communication and the wait for the slowest process, of the step.
 OVERHEAD = 0.15
 ASSUMED = (
-    f"passes reach {REACHED:.0%} of the device's peak; transformers draws a token in {LAYER_S * 1e3:.1f} ms a layer, vLLM "
-    f"at {BANDWIDTH_REACHED:.0%} of the memory's bandwidth; optimizer and communication take {OVERHEAD:.0%} of a step"
+    f"passes reach {REACHED:.0%} of the device's peak; transformers draws a token in {LAYER_S * 1e3:.1f} ms a layer, "
+    f"vLLM at {BANDWIDTH_REACHED:.0%} of the memory's bandwidth; optimizer and communication add {OVERHEAD:.0%}"
 )
 # Questions of the publishers' files, by a public scan (docs/data.md); the paper's names for the rest.
 ROWS_OF_SOURCE = {"nextgqa": 3358, "seed_bench_r1": 6000, "perception_test": 6000}
@@ -102,9 +102,7 @@ def number_of_prompts(recipe: Recipe) -> tuple[int, list[str]]:
         )
         notes = [f"{found:,} questions by data.quotas"]
         if unknown := [s for s, c in data.quotas.items() if c == "all" and s not in ROWS_OF_VIDEO_R1]:
-            notes = [
-                f"{found:,} questions by data.quotas, none for {', '.join(unknown)}, whose number is not known"
-            ]
+            notes[0] += f", none for {', '.join(unknown)}, whose number is not known"
     else:
         found = ROWS_OF_SOURCE.get(data.source, sum(ROWS_OF_VIDEO_R1.values()))
         notes = [f"{found:,} questions in {data.source}"]

@@ -43,7 +43,7 @@ class Moment:
 
 
 def moments(setting: Setting, load: Load, gpu_bytes: float = 0.0) -> list[Moment]:
-    """What a process holds at the moments that can be its largest. gpu_bytes: of its GPU, of which an engine takes a share."""
+    """What a process holds at the moments that can be its largest. gpu_bytes: of its GPU; an engine takes a share."""
     standing = _standing(setting, gpu_bytes)
     gathered, layer_gathered = _gathered_whole(setting), _gathered_by_layer(setting)
     encoding = _features(setting, load, 1) + activations.encoder(setting, load)
@@ -160,7 +160,7 @@ def _no_gradient(
 def _update(
     setting: Setting, load: Load, standing: dict[str, float], gathered: float, run: activations.Pass
 ) -> list[Moment]:
-    text, trained = setting.architecture.text, setting.trained
+    text = setting.architecture.text
     kept = activations.kept(setting, run)
     features = _features(setting, load, run.videos)
     gradients, buffers = _gradients(setting)

@@ -1,4 +1,4 @@
-"""A recipe, a number of GPUs and their memory -> whether it fits, what each GPU holds, how long it takes, what would help."""
+"""A recipe, GPUs and their memory -> whether it fits, what each GPU holds, how long it takes, what would help."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ RESERVED_GIB, UNUSABLE = 1.0, 0.05
 @dataclass(frozen=True, slots=True)
 class Plan:
     """per_gpu_gib: each line's own peak, and under "total" the largest sum of one moment, which `moment` names.
-    checkpoint_gib: the published one; resumable_gib: one with masters and moments; disk_gib, bucket_gib: the most that one
-    training leaves of both on a disk and in S3. hours, gpu_hours: of one training. remedy: settings as `--set` takes them,
-    with a space between two, that make it fit; None where it fits, or where none does.
+    checkpoint_gib: the published one; resumable_gib: one with masters and moments; disk_gib, bucket_gib: the most that
+    one training leaves of both on a disk and in S3. hours, gpu_hours: of one training. remedy: settings as `--set` takes
+    them, with a space between two, that make it fit; None where it fits, or where none does.
     """
 
     recipe: str
@@ -64,8 +64,8 @@ def usable_gib(gpu_memory_gib: float) -> float:
 def fit(recipe: Recipe, gpus: int, gpu_memory_gib: float, *, remedies: bool = True) -> Plan:
     """Plan one training of `recipe` on `gpus` GPUs of `gpu_memory_gib` GiB each: its hungriest algorithm.
 
-    Arithmetic only: no torch, nothing asked of the network but an s3:// checkpoint's config.json. Raises PlanError where a
-    step cannot be divided over the GPUs, UnknownArchitecture for a model whose sizes cannot be told.
+    Arithmetic only: no torch, nothing asked of the network but an s3:// checkpoint's config.json. Raises PlanError where
+    a step cannot be divided over the GPUs, UnknownArchitecture for a model whose sizes cannot be told.
     """
     if not 0 < gpu_memory_gib < float("inf"):
         raise PlanError(f"--gpu-memory {gpu_memory_gib:g}: must be GiB above 0")

@@ -1,7 +1,7 @@
 """A recipe and a number of GPUs -> how one process is set up, and how much of a step's work it has.
 
-Every process has the same share. Where a recipe does not say how long things are, the longest that it allows is taken, and
-`assumptions` says so.
+Every process has the same share. Where a recipe does not say how long things are, the longest that it allows is taken,
+and the notes of `settings_of` say so.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One process. dtype: what passes compute in. layout: of `training.distributed`. targets: modules with adapters, empty
-    for full fine-tuning. reference: a frozen copy of the policy. scores_first: a pass before the update. on_gpu: kernels
-    are CUDA's; a CPU's keep other things.
+    """One process. dtype: what passes compute in. layout: of `training.distributed`. targets: modules with adapters,
+    empty for full fine-tuning. reference: a frozen copy of the policy. scores_first: a pass before the update. on_gpu:
+    kernels are CUDA's; a CPU's keep other things.
     """
 
     architecture: Architecture
@@ -110,9 +110,9 @@ class Setting:
 class Load:
     """What one process works on in a step, every completion at its longest.
 
-    groups: prompts that it draws completions of; members: completions of each, all `group_size` of a group or a part; rows: completions of one micro-batch;
-    micro_batches: passes whose gradients are added up. prompt, visual: tokens, the latter of its videos and images.
-    grids: patches of a prompt's videos and images, before merging.
+    groups: prompts that it draws completions of; members: completions of each, all `group_size` of a group or a part;
+    rows: completions of one micro-batch; micro_batches: passes whose gradients are added up. prompt, visual: tokens, the
+    latter of its videos and images. grids: patches of a prompt's videos and images, before merging.
     """
 
     groups: int
