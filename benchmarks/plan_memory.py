@@ -1,10 +1,11 @@
 """What `appo plan` predicts a GPU will hold, against what real trainings hold: `python -m benchmarks.plan_memory`.
 
-Each configuration is a process of its own that trains two steps of the demo's recipe with the trainer as it is, and looks
-at groups as a training does at its end. Measured are the bytes of all tensors: those that are alive when the second step
-begins, and from then on every allocation and release of torch's allocator, as `torch.cuda.max_memory_allocated` counts
-them on a GPU; on a CPU, torch's profiler sees them. Predicted are the plan's moments for the same recipe with a CPU's
-kernels. End tokens are ruled out, so that completions are as long as the plan takes them to be.
+Each configuration is a process of its own that trains two steps of the demo's recipe with the trainer as it is, and
+looks at groups as a training does at its end. Measured are the bytes of all tensors: those that are alive when the
+second step begins, and from then on every allocation and release of torch's allocator, as
+`torch.cuda.max_memory_allocated` counts them on a GPU; on a CPU, torch's profiler sees them. Predicted are the plan's
+moments for the same recipe with a CPU's kernels. End tokens are ruled out, so that completions are as long as the plan
+takes them to be.
 """
 
 from __future__ import annotations

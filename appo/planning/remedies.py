@@ -99,11 +99,10 @@ def _rollout_settings(recipe: Recipe) -> list[tuple[int, str]]:
     training = recipe.training
     if training.rollout == "vllm_colocate":
         now = training.vllm_gpu_memory_utilization
-        return [
-            (2, f"training.vllm_gpu_memory_utilization={share:g}")
-            for share in (0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
-            if share != now
-        ]
+        shares = sorted(
+            (n / 20 for n in range(2, 13)), key=lambda share: abs(share - now)
+        )  # the nearest first
+        return [(2, f"training.vllm_gpu_memory_utilization={share:g}") for share in shares if share != now]
     budget = getattr(training, "rollout_memory_gib", None)
     if budget is None:
         return []

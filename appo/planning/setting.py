@@ -159,6 +159,11 @@ def _setting(recipe: Recipe, architecture: Architecture, load: Load, gpus: int, 
     policy = settings_for(recipe.policy.model_copy(update={"algorithm": algorithm}))
     model, training = recipe.model, recipe.training
     lora = model.lora
+    if lora is not None and (odd := set(lora.target_modules) - set(counts.adapted(architecture.text))):
+        raise PlanError(
+            f"model.lora.target_modules: {min(odd)!r} is none of the text layers' products "
+            f"({', '.join(counts.adapted(architecture.text))})"
+        )
     whole_groups = load.rows % recipe.policy.num_generations == 0
     reads = policy.uses_perception_weights
     budget = getattr(training, "rollout_memory_gib", None)

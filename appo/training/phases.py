@@ -19,18 +19,26 @@ class Phases:
     def __init__(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)
         self._inner: list[float] = []
+        self._names: list[str] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self._inner.append(0.0)
+        self._names.append(name)
         start = _now()
         try:
             yield
         finally:
             elapsed = _now() - start
+            self._names.pop()
             self._seconds[name] += elapsed - self._inner.pop()
             if self._inner:
                 self._inner[-1] += elapsed
+
+    @property
+    def current(self) -> str:
+        """The innermost phase under way; empty outside of all."""
+        return self._names[-1] if self._names else ""
 
     def take(self) -> dict[str, float]:
         """Seconds since the last call, by phase name; starts again from zero."""

@@ -36,6 +36,7 @@ from appo.training.sampler import EpochRepeatSampler
 from appo.training.sampling import stream_seed
 from appo.training.scoring import Row, Scores, score
 from appo.training.store import PromptStore
+from appo.training.work import TERA, Work
 
 
 class VideoGRPOTrainer(GRPOTrainer):
@@ -62,6 +63,7 @@ class VideoGRPOTrainer(GRPOTrainer):
         self._loss_inputs: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
         self._refuse_split_groups()
+        self.work = Work(self._policy().config, recipe)
         if self.is_fsdp_enabled and recipe.model.freeze_vision:
             features.keep_tower(self._policy())
         # TRL rules out image tokens only; a sampled video token would stand for features that do not exist.
@@ -168,6 +170,7 @@ class VideoGRPOTrainer(GRPOTrainer):
             completions, logps = self._roll_out(num_generations)
         self.rollouts.tokens = [torch.tensor(ids) for ids in completions]
         self.rollouts.lengths = [len(ids) for ids in completions]
+        self.work.drew(self.rollouts.prompts, self.rollouts.groups, self.rollouts.lengths)
         return completions, logps
 
     def _roll_out(self, num_generations: int) -> tuple[list[list[int]], list[list[float]] | None]:
@@ -265,6 +268,10 @@ class VideoGRPOTrainer(GRPOTrainer):
     def score_rows(self, model: Any, rows: list[int], num_tokens: int, *, reading: bool) -> Scores:
         """One forward pass over some rows of the generation batch."""
         rollouts = self.rollouts
+        layers = self.perceiver.layers if self.perceiver is not None and reading else ()
+        prompts, groups = [rollouts.prompts[r] for r in rows], [rollouts.groups[r] for r in rows]
+        lengths = [rollouts.lengths[r] for r in rows]
+        self.work.passed(self.phases.current, prompts, groups, lengths, num_tokens, layers_read=len(layers))
         with self.accelerator.autocast():
             return score(
                 model,
@@ -273,7 +280,7 @@ class VideoGRPOTrainer(GRPOTrainer):
                 shared_prefix=self.recipe.training.shared_prefix,
                 pad_token_id=self._tokenizer.pad_token_id,
                 device=self.accelerator.device,
-                probe_layers=self.perceiver.layers if self.perceiver is not None and reading else None,
+                probe_layers=layers or None,
                 probe_chunk_mib=self.recipe.perception.probe_chunk_mib,
             )
 
@@ -308,8 +315,10 @@ class VideoGRPOTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:
-            for name, seconds in self.phases.take().items():
-                self._metrics["train"][f"phase/{name}_s"].append(seconds)
+            seconds = self.phases.take()
+            found = {f"phase/{name}_s": value for name, value in seconds.items()} | self.work.take(seconds)
+            for name, value in {**found, "device_peak_tflops": self.work.peak / TERA}.items():
+                self._metrics["train"][name].append(value)
         super().log(logs, start_time)
 
 
