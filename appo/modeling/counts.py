@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from appo.modeling.architecture import Architecture, Text, Tower
+from appo.modeling.sizes import Architecture, Text, Tower
 
 Grid = tuple[int, int, int]  # temporal patches, rows and columns of patches, before merging
 

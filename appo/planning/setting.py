@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from appo.modeling import counts
-from appo.modeling.architecture import Architecture, TinyShape, architecture_of, read_config, tiny_config
+from appo.modeling.architecture import TinyShape, architecture_of, read_config, tiny_config
+from appo.modeling.sizes import Architecture
 from appo.policy import settings_for
 
 if TYPE_CHECKING:
