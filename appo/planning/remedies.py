@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
+from appo.planning.setting import alone
+
 if TYPE_CHECKING:
     from appo.config import Recipe
 
@@ -25,8 +27,9 @@ def candidates(recipe: Recipe, gpus: int) -> Iterator[tuple[str, ...]]:
         for chosen in combinations(single, size)
         if len({key(text) for _, text in chosen}) == size
     ]
+    always = ("training.distributed=ddp",) if alone(recipe, gpus) else ()
     for _, chosen in sorted(found, key=lambda entry: entry[0]):
-        yield tuple(text for _, text in chosen)
+        yield (*always, *(text for _, text in chosen))
 
 
 def key(setting: str) -> str:

@@ -149,11 +149,20 @@ def settings_of(recipe: Recipe, gpus: int) -> tuple[list[Setting], Load, list[st
     """
     architecture, assumed = _architecture(recipe)
     load, more = _load(recipe, architecture, gpus)
+    if alone(recipe, gpus):
+        more.append(
+            f"training.distributed=ddp: there is one GPU, and {recipe.training.distributed} shards over several"
+        )
     return (
         [_setting(recipe, architecture, load, gpus, name) for name in recipe.algorithms],
         load,
         assumed + more,
     )
+
+
+def alone(recipe: Recipe, gpus: int) -> bool:
+    """Whether a layout that shards is asked of one GPU, where a run refuses it; planned is one process without any."""
+    return gpus == 1 and recipe.training.distributed != "ddp"
 
 
 def _setting(recipe: Recipe, architecture: Architecture, load: Load, gpus: int, algorithm: str) -> Setting:
@@ -172,7 +181,7 @@ def _setting(recipe: Recipe, architecture: Architecture, load: Load, gpus: int, 
     return Setting(
         architecture=architecture,
         dtype=model.dtype,
-        layout=training.distributed,
+        layout="ddp" if gpus == 1 else training.distributed,
         processes=gpus,
         rank=0 if lora is None else lora.rank,
         targets=() if lora is None else tuple(lora.target_modules),

@@ -90,6 +90,7 @@ SHORT = [
     # recipe, GPUs, GiB, what the remedy must name
     (paper("training.distributed=ddp"), 16, 80, ["training.distributed=fsdp2"]),
     (paper(*THREE, "training.distributed=ddp"), 1, 24, ["model.lora.rank=16"]),
+    (paper(*THREE), 1, 24, ["training.distributed=ddp", "model.lora.rank=16"]),
     (paper("training.gradient_checkpointing=false", "training.prompts_per_step=64"), 8, 48, []),
     (
         paper("training.rollout=vllm_colocate", "training.vllm_gpu_memory_utilization=0.9"),
@@ -117,8 +118,11 @@ def test_the_named_setting_makes_it_fit(recipe, gpus, gib, named):
         assert part in plan.remedy
     helped = load_recipe_from(recipe, plan.remedy.split())
     assert fit(helped, gpus, gib).fits
-    # Each of its settings is needed.
+    # Each of its settings is needed; one GPU cannot shard, whatever it holds.
     for setting in plan.remedy.split():
+        if setting == "training.distributed=ddp":
+            assert gpus == 1
+            continue
         rest = [other for other in plan.remedy.split() if other != setting]
         assert not fit(load_recipe_from(recipe, rest), gpus, gib).fits, f"{setting} is not needed"
 
