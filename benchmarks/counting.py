@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appo.modeling import counts
-from appo.modeling.architecture import Architecture, Text, Tower
+from appo.modeling.sizes import Architecture, Text, Tower
 from benchmarks.shapes import MERGE, PATCH, Shape
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from appo.errors import SettingError
-from appo.modeling.architecture import Architecture, Text, Tower
+from appo.modeling.sizes import Architecture, Text, Tower
 
 Grid = tuple[int, int, int]  # temporal patches, rows and columns of patches, before merging
 

@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 
 from appo.config import Recipe
-from appo.reports import figures, page, summary_tables
+from appo.reports import figures, page, speed, summary_tables
 from appo.reports.analysis import Analysis, analyse, limits
 from appo.reports.tables import Table, to_markdown, to_terminal
 from appo.storage import write_atomic
@@ -97,7 +97,13 @@ def build_page(analysis: Analysis, pictures: figures.Pictures, composition: Coun
             page.grid(figures.curve_figures(analysis, own=True)),
         ),
         page.section("side-by-side", "Side by side", figures.side_by_side(analysis, pictures)),
-        page.section("throughput", "Throughput", tables.table_f(analysis), figures.phase_figure(analysis)),
+        page.section(
+            "throughput",
+            "Throughput",
+            tables.table_f(analysis),
+            figures.phase_figure(analysis),
+            speed.phase_table(analysis),
+        ),
         page.section("stability", "Stability", tables.table_e(analysis), tables.table_d(analysis)),
         page.section("paper", "Beside the paper", tables.paper_table(), tables.table_c(composition)),
         page.section("provenance", "Where this comes from", provenance(analysis)),
@@ -160,6 +166,7 @@ def build_markdown(analysis: Analysis, composition: Counter[str] | None) -> str:
         tables.table_d(analysis),
         tables.table_e(analysis),
         tables.table_f(analysis),
+        speed.phase_table(analysis),
         tables.paper_table(),
         tables.table_c(composition),
     ]
@@ -183,6 +190,7 @@ def numbers(analysis: Analysis) -> dict[str, object]:
             "accuracy": {b: _summary(s) for b, s in m.accuracy.items()},
             "accuracy_by_seed": {b: {str(k): v for k, v in seeds.items()} for b, seeds in m.by_seed.items()},
             "samples_per_second": _summary(m.throughput),
+            "mfu": _summary(speed.over_seeds(m, "mfu")),
             "ratio_to_dapo": _summary(ratio),
             "crucial_hit_rate_before": _summary(m.before),
             "crucial_hit_rate_after": _summary(m.after),

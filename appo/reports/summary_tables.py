@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from appo.reports import attention, paper
+from appo.reports import attention, paper, speed
 from appo.reports.analysis import Analysis
 from appo.reports.results import Item, label_name
 from appo.reports.statistics import SEEDS_FOR_CLAIM, SeedSummary
@@ -281,15 +281,18 @@ def table_f(analysis: Analysis) -> Table:
     rows = []
     for method in analysis.methods:
         ratio = analysis.ratio_to_dapo(method)
-        rows.append((method.name, with_spread(method.throughput, digits=3), with_spread(ratio, scale=100)))
+        mfu = with_spread(speed.over_seeds(method, "mfu"), scale=100)
+        rows.append(
+            (method.name, with_spread(method.throughput, digits=3), mfu, with_spread(ratio, scale=100))
+        )
     own = len(rows)
     for size, (dapo, appo, share) in paper.TABLE_F.items():
-        rows.append((f"paper, DAPO {size}", f"{dapo}", "100"))
-        rows.append((f"paper, APPO {size}", f"{appo}", f"{100 * share:.0f}"))
+        rows.append((f"paper, DAPO {size}", f"{dapo}", UNKNOWN, "100"))
+        rows.append((f"paper, APPO {size}", f"{appo}", UNKNOWN, f"{100 * share:.0f}"))
     return Table(
         key="F",
         title="Training throughput (as Table F)",
-        columns=("method", "samples per second", "percent of DAPO"),
+        columns=("method", "samples per second", "MFU, percent", "percent of DAPO"),
         rows=tuple(rows),
         notes=(
             "The paper's on 16 GPUs with eager attention and no vLLM: other hardware, only ratios compare.",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from appo.config import Recipe
+from appo.reports import speed
 from appo.reports.analysis import Analysis, Method
 from appo.reports.models import log_model_scores, register_best
 from appo.reports.results import Item, TrainingResult
@@ -63,6 +64,7 @@ def method_metrics(analysis: Analysis, method: Method) -> dict[str, float]:
     summaries: dict[str, SeedSummary | None] = {f"{b}/accuracy": s for b, s in method.accuracy.items()}
     summaries |= {
         "samples_per_second": method.throughput,
+        "mfu": speed.over_seeds(method, "mfu"),
         "ratio_to_dapo": analysis.ratio_to_dapo(method),
         "crucial_hit_rate_start": method.before,
         "crucial_hit_rate_end": method.after,

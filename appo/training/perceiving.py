@@ -111,9 +111,17 @@ class Perceiver:
                 first = 0
                 groups = (_slice(local, start, size) for start in range(0, len(rows), size))
                 found = [group_weights(group, self.recipe, *head) for group in groups]
+            self._count(trainer, found, local)
             weights = torch.cat([one.weights for one in found])[first : first + len(rows), :num_tokens]
             self._log(trainer, found, weights, local["lengths"])
             return weights
+
+    def _count(self, trainer: Any, found: Sequence[PerceptionWeights], local: dict[str, Tensor]) -> None:
+        """What the weights took. Of groups over several processes, each process makes all weights."""
+        share = sum(one.perception_share for one in found) / max(1, len(found))
+        tokens = int(local["lengths"].sum()) * len(found) * trainer.num_generations / len(local["lengths"])
+        known = local["hidden"].dtype in (torch.float32, torch.float64)
+        trainer.work.weighed(round(share * tokens), normalizers_known=known)
 
     def _split_weights(
         self,

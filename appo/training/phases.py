@@ -22,19 +22,27 @@ class Phases:
         self._inner: list[float] = []
         # Entered with every phase's name beside the clock; a rehearsal measures memory with it.
         self.beside: Callable[[str], AbstractContextManager[Any]] = lambda _: nullcontext()
+        self._names: list[str] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self._inner.append(0.0)
+        self._names.append(name)
         start = _now()
         try:
             with self.beside(name):
                 yield
         finally:
             elapsed = _now() - start
+            self._names.pop()
             self._seconds[name] += elapsed - self._inner.pop()
             if self._inner:
                 self._inner[-1] += elapsed
+
+    @property
+    def current(self) -> str:
+        """The innermost phase under way; empty outside of all."""
+        return self._names[-1] if self._names else ""
 
     def take(self) -> dict[str, float]:
         """Seconds since the last call, by phase name; starts again from zero."""

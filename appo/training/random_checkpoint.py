@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from appo.modeling.architecture import Architecture, transformers_config
+from appo.modeling.architecture import transformers_config
+from appo.modeling.sizes import Architecture
 
 SHARD_BYTES = 2 << 30
 # Random numbers are drawn once and repeated: drawing seven billion takes minutes, and no pass is faster for it.

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from appo.training.checkpoints import MARKER
 from appo.training.finite import on_any_process
+from appo.training.work import step_metrics
 
 
 class StepRecorder(TrainerCallback):
@@ -48,9 +49,13 @@ class StepRecorder(TrainerCallback):
             return
         line = {"step": state.global_step, **{k: v for k, v in logs.items() if k != "total_flos"}}
         line |= {"step_s": self._seconds, "samples_per_second": self.prompts / self._seconds}
+        tokens = None
         if "completions/mean_length" in logs:
-            rows = self.prompts * args.num_generations
-            line["tokens_per_second"] = rows * logs["completions/mean_length"] / self._seconds
+            tokens = self.prompts * args.num_generations * logs["completions/mean_length"]
+            line["tokens_per_second"] = tokens / self._seconds
+        line |= step_metrics(
+            logs, prompts=self.prompts, tokens=tokens, processes=args.world_size, step_s=self._seconds
+        )
         self.history.append(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

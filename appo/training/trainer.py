@@ -43,6 +43,7 @@ from appo.training.sampler import EpochRepeatSampler
 from appo.training.sampling import stream_seed
 from appo.training.scoring import Row, Scores, score
 from appo.training.store import PromptStore
+from appo.training.work import TERA, Work
 
 
 class VideoGRPOTrainer(GRPOTrainer):
@@ -69,6 +70,7 @@ class VideoGRPOTrainer(GRPOTrainer):
         self._loss_inputs: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
         self._refuse_split_groups()
+        self.work = Work(self._policy().config, recipe)
         layouts.set_precision(self.accelerator, self.dtype)
         # Not TRL's settings, which take over the ends of a checkpoint's generation_config.
         self.sampling = rollout_sampling(recipe, self._policy(), self._tokenizer)
@@ -200,6 +202,7 @@ class VideoGRPOTrainer(GRPOTrainer):
         stop_unless_finite(self, "rollout", "probabilities to draw from are", broken)
         self.rollouts.tokens = [torch.tensor(ids) for ids in completions]
         self.rollouts.lengths = [len(ids) for ids in completions]
+        self.work.drew(self.rollouts.prompts, self.rollouts.groups, self.rollouts.lengths)
         return completions, logps
 
     def _roll_out(self, num_generations: int) -> tuple[list[list[int]], list[list[float]] | None]:
@@ -314,6 +317,10 @@ class VideoGRPOTrainer(GRPOTrainer):
     def score_rows(self, model: Any, rows: list[int], num_tokens: int, *, reading: bool) -> Scores:
         """One forward pass over some rows of the generation batch."""
         rollouts = self.rollouts
+        layers = self.perceiver.layers if self.perceiver is not None and reading else ()
+        prompts, groups = [rollouts.prompts[r] for r in rows], [rollouts.groups[r] for r in rows]
+        lengths = [rollouts.lengths[r] for r in rows]
+        self.work.passed(self.phases.current, prompts, groups, lengths, num_tokens, layers_read=len(layers))
         with self.accelerator.autocast():
             return score(
                 model,
@@ -322,7 +329,7 @@ class VideoGRPOTrainer(GRPOTrainer):
                 shared_prefix=self.recipe.training.shared_prefix,
                 pad_token_id=self._tokenizer.pad_token_id,
                 device=self.accelerator.device,
-                probe_layers=self.perceiver.layers if self.perceiver is not None and reading else None,
+                probe_layers=layers or None,
                 probe_chunk_mib=self.recipe.perception.probe_chunk_mib,
             )
 
@@ -361,8 +368,10 @@ class VideoGRPOTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:
-            for name, seconds in self.phases.take().items():
-                self._metrics["train"][f"phase/{name}_s"].append(seconds)
+            seconds = self.phases.take()
+            found = {f"phase/{name}_s": value for name, value in seconds.items()} | self.work.take(seconds)
+            for name, value in {**found, "device_peak_tflops": self.work.peak / TERA}.items():
+                self._metrics["train"][name].append(value)
         super().log(logs, start_time)
 
 

@@ -46,6 +46,18 @@ def make_training(
                 "entropy": float(0.4 * np.exp(-step / 30) + 0.05 + 0.01 * rng.random()),
                 "completions/mean_length": float(9 + 0.3 * rng.standard_normal()),
                 "samples_per_second": float(speed * (1 + 0.05 * rng.standard_normal())),
+                "step_s": 0.58,
+                "tokens_per_second_per_device": 1200.0,
+                "mfu": 0.21 + 0.001 * seed,
+                **{
+                    f"{name}/{phase}": value
+                    for phase, seconds, mfu in (("rollout", 0.15, 0.02), ("update", 0.43, 0.31))
+                    for name, value in (
+                        ("mfu", mfu),
+                        ("samples_per_second", 16 / seconds),
+                        ("tokens_per_second_per_device", 700 / seconds),
+                    )
+                },
                 "phase/rollout_s": 0.15,
                 "phase/rewards_s": 0.003,
                 "phase/update_s": 0.43,

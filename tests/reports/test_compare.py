@@ -61,6 +61,20 @@ def test_ratio_is_taken_seed_by_seed(compared: tuple[Comparison, Path]) -> None:
     assert said["mean"] == pytest.approx(fmean(ratios), abs=1e-12)
 
 
+def test_how_near_the_device_came_to_its_peak_stands_beside_samples(
+    compared: tuple[Comparison, Path],
+) -> None:
+    made, _ = compared
+    numbers = json.loads(made.numbers.read_text())
+    for method in numbers["methods"].values():
+        assert method["mfu"]["mean"] == pytest.approx(0.211, abs=2e-3)
+    text = made.markdown.read_text()
+    assert "| method | samples per second | MFU, percent | percent of DAPO |" in text
+    rows = [line for line in text.splitlines() if line.startswith("| DAPO | ")]
+    assert any("| DAPO | update | 0.430" in row and "| 31.0 ± 0.0" in row for row in rows)
+    assert any("| DAPO | whole step | 0.580" in row and "| 1200 ± 0" in row for row in rows)
+
+
 def test_flips_list_every_question_once(compared: tuple[Comparison, Path]) -> None:
     made, _ = compared
     rows = list(csv.DictReader((made.html.parent / "flips.csv").open()))
