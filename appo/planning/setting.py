@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from appo.errors import SettingError
 from appo.modeling import counts
 from appo.modeling.architecture import TinyShape, architecture_of, read_config, tiny_config
 from appo.modeling.sizes import Architecture
@@ -31,7 +32,7 @@ LOOKED_AT, LOOKED_AT_ONCE = 32, 16
 SOURCES_WITH_IMAGES = ("seed_bench_r1",)
 
 
-class PlanError(ValueError):
+class PlanError(SettingError):
     """A run that cannot be planned: the setting, its value, the remedy."""
 
 
