@@ -60,7 +60,9 @@ def assert_ran(trainer: object, layout: str) -> None:
     """The policy really lies as the layout says."""
     policy = trainer._policy()
     # The largest: DeepSpeed keeps small ones whole once they were used (stage3_param_persistence_threshold).
-    parameter = max((p for p in policy.parameters() if p.requires_grad), key=lambda p: getattr(p, "ds_numel", p.numel()))
+    parameter = max(
+        (p for p in policy.parameters() if p.requires_grad), key=lambda p: getattr(p, "ds_numel", p.numel())
+    )
     if layout == "fsdp2":
         from torch.distributed.fsdp import FSDPModule
 

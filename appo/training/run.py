@@ -104,17 +104,19 @@ def train(
         check_layout(trainer, checkpoint)
         session.say(f"continuing from step {resumed_from}")
         trainer._step = resumed_from * trainer.args.gradient_accumulation_steps
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.engine is not None:
-        trainer.engine.close()
-    if session.stop.stopped:
-        raise Interrupted(
-            f"{out}: stopped at step {trainer.state.global_step}, checkpoint saved; run again to continue"
-        )
-
-    trainer.save_model(str(out / "checkpoint"))
-    session.processor.save_pretrained(str(out / "checkpoint"))
-    session.look(step=trainer.state.global_step)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if session.stop.stopped:
+            raise Interrupted(
+                f"{out}: stopped at step {trainer.state.global_step}, checkpoint saved; run again to continue"
+            )
+        trainer.save_model(str(out / "checkpoint"))
+        if trainer.is_world_process_zero():
+            session.processor.save_pretrained(str(out / "checkpoint"))
+        session.look(step=trainer.state.global_step)
+    finally:
+        if trainer.engine is not None:
+            trainer.engine.close()  # last: vLLM ends the process group with its own groups
     if not trainer.is_world_process_zero():
         return None
     base = hub.told(model_name or model_path)

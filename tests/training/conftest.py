@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,12 @@ OVERRIDES = (
 def pseudo_accuracy(text: str, _sample: object) -> float:
     """Differs between completions of an untrained model, which never answers: a checksum of the text."""
     return float(sum(text.encode()) % 3 == 0)
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    """What the processes of a launch themselves said at their end; torchrun's report of them would bury it."""
+    lines = "\n".join(line for line in done.stderr.splitlines() if line.startswith("[rank"))
+    return lines[-6000:] or done.stdout[-3000:] + done.stderr[-6000:]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appo.training.checkpoints import newest_checkpoint
-from tests.training.conftest import Bench, largest_difference, long
+from tests.training.conftest import Bench, largest_difference, long, said
 
 # Two processes (of one thread each) sum in another order than one, and Adam divides by the gradient's own size, so that
 # rounding of a gradient near zero moves a weight by up to a part of a step; two steps of SLOW add up to 2e-4.
@@ -72,7 +72,7 @@ def launched(
     done = subprocess.run(
         command, cwd=root, env=env, capture_output=True, text=True, timeout=240, check=False
     )
-    assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-60000:]
+    assert (done.returncode != 0) == fails, said(done)
     if fails:
         return done.stdout + done.stderr
     assert json.loads((bench.folder / name / "summary.json").read_text())["processes"] == 2
