@@ -25,7 +25,7 @@ from appo.errors import UserError
 from appo.modeling.checkpoints import check_model
 from appo.policy import PolicySettings, settings_for
 from appo.rewards import RewardFunction
-from appo.startup import heavy_imports
+from appo.startup import UNUSED_BY_TRAINING, heavy_imports
 from appo.storage import write_atomic
 
 STEPS_TO_WARM_UP = 2  # left out of the throughput: first calls allocate and choose kernels
@@ -180,7 +180,7 @@ class _Session:
         tracker: Any,
         progress: bool,
     ) -> _Session:
-        with heavy_imports():
+        with heavy_imports(without=UNUSED_BY_TRAINING):
             from transformers import PrinterCallback
 
             from appo.modeling.feature_cache import open_cache

@@ -183,15 +183,18 @@ def watch() -> list[Watcher]:
 
 
 def main(path: str) -> None:
+    from appo.startup import UNUSED_BY_TRAINING, heavy_imports
+
     job = Job.read(path)
-    if job.layout != "one":
-        from tests.cpu_layouts import install
+    with heavy_imports(without=UNUSED_BY_TRAINING):
+        if job.layout != "one":
+            from tests.cpu_layouts import install
 
-        install()
-    from appo.training.run import train
+            install()
+        from appo.training.run import train
 
-    fix_rollouts()
-    watchers = watch()
+        fix_rollouts()
+        watchers = watch()
     for cell in job.cells:
         watchers.append(Watcher(job.layout, cell))
         out = Path(job.out) / cell.name

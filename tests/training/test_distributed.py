@@ -15,6 +15,11 @@ from tests.training.conftest import Bench, largest_difference, long, said
 # rounding of a gradient near zero moves a weight by up to a part of a step; two steps of SLOW add up to 2e-4.
 CLOSE = 2e-5
 SLOW = "training.learning_rate=1e-4"
+START = """
+from appo.startup import UNUSED_BY_TRAINING, heavy_imports
+with heavy_imports(without=UNUSED_BY_TRAINING):
+    import appo.training.trainer
+"""
 REWARD = """
 import sys
 import appo.training.rewarding
@@ -62,7 +67,7 @@ def launched(
         progress=False,
     )
     script = bench.folder / "train_process.py"
-    script.write_text(before + REWARD, encoding="utf-8")
+    script.write_text(START + before + REWARD, encoding="utf-8")
     command = launch_command(recipe, job, processes=2)
     command[command.index("-m", 3) :] = [str(script), str(job)]
     root = Path(__file__).parents[2]
