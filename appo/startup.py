@@ -29,7 +29,7 @@ def heavy_imports(*, without: tuple[str, ...] = ()) -> Iterator[None]:
     collects = gc.isenabled()
     gc.disable()
     try:
-        with _hidden(without):
+        with hidden(without):
             yield
     finally:
         gc.freeze()
@@ -41,12 +41,13 @@ def heavy_imports(*, without: tuple[str, ...] = ()) -> Iterator[None]:
 
 
 @contextmanager
-def _hidden(packages: tuple[str, ...]) -> Iterator[None]:
-    hidden = [name for name in packages if name not in sys.modules]
+def hidden(packages: tuple[str, ...]) -> Iterator[None]:
+    """Packages that are not loaded yet cannot be imported inside, and are looked for in vain."""
+    names = [name for name in packages if name not in sys.modules]
     # None is Python's own mark of a module that cannot be imported; `find_spec` knows it too.
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
     try:
         yield
     finally:
-        for name in hidden:
+        for name in names:
             sys.modules.pop(name, None)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import long
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 APPO = Path(sys.executable).parent / "appo"
 SMALL = [
@@ -55,6 +57,7 @@ def decisions(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in folder.glob("*/report/decision.json")]
 
 
+@long
 def test_three_retrainings(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from appo.config import load_recipe
+from tests.tiers import long
 
 # On a machine that does other things as well; alone it takes about a minute.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -136,6 +137,7 @@ def test_mlflow_holds_parents_and_children(first) -> None:
         assert "data/card.html" in kept
 
 
+@long
 def test_a_pod_of_a_trainjob_trains_on_its_two_processes(first, tmp_path: Path) -> None:
     """The entry of a TrainJob's pod, with torchrun's variables, on CPU processes: one run in MLflow, one summary."""
     from mlflow.tracking import MlflowClient

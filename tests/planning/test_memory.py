@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from benchmarks.plan_memory import CASES, found_ratio
-from tests.training.conftest import long
+from tests.tiers import long
 
 SHORT = next(i for i, c in enumerate(CASES) if c.model == "27M" and c.lora and c.dtype == "float32")
 

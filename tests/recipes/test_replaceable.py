@@ -12,6 +12,7 @@ from tests.recipes.replaceable import PROCESSES, REPLACEABLE, outside, processes
 from tests.recipes.sets import SIDE
 from tests.recipes.stand_in import GENERATION, PREPROCESSOR, RELEASED
 from tests.recipes.whole_path import Sets, assembled, prepared
+from tests.tiers import long
 
 # --- What may be replaced ---------------------------------------------------------------------------------------
 
@@ -116,6 +117,7 @@ def test_made_sets_are_assembled_without_a_reject(
 
 
 @pytest.mark.slow
+@long
 def test_the_stand_in_has_the_published_settings_and_draws_right_and_wrong_answers(
     stand_in: Callable[[Recipe], Path | None],
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +12,6 @@ import pytest
 import torch
 
 from appo.config import Recipe, load_recipe
-
-# Worth a continuous integration machine's time, not everybody's.
-long = pytest.mark.skipif(
-    not os.environ.get("APPO_TEST_LONG"), reason="half a minute to a minute each: set APPO_TEST_LONG=1"
-)
 
 OVERRIDES = (
     "data.key_moment.train=32",

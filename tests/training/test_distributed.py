@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from appo.training.checkpoints import newest_checkpoint
-from tests.training.conftest import Bench, largest_difference, long, said
+from tests.tiers import long
+from tests.training.conftest import Bench, largest_difference, said
 
 # Two processes (of one thread each) sum in another order than one, and Adam divides by the gradient's own size, so that
 # rounding of a gradient near zero moves a weight by up to a part of a step; two steps of SLOW add up to 2e-4.

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from appo.training.finite import NAMED, NotFinite
-from tests.training.conftest import Bench, largest_difference, long, pseudo_accuracy
+from tests.tiers import long
+from tests.training.conftest import Bench, largest_difference, pseudo_accuracy
 from tests.training.test_distributed import launched
 
 pytestmark = pytest.mark.slow

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from appo.training.launch import EXIT_INTERRUPTED, write_job
+from tests.tiers import long
 from tests.training.conftest import Bench
 
 STEPS = 8
@@ -22,15 +23,18 @@ PROCESS = """
 import sys
 import torch
 import appo.training.rewarding
+from tests.tiers import long
 from tests.training.conftest import pseudo_accuracy
 appo.training.rewarding.reward_functions = lambda _: {"accuracy": pseudo_accuracy}
 from appo.training.launch import main
+from tests.tiers import long
 torch.set_num_threads(1)
 sys.exit(main(sys.argv[1]))
 """
 
 
 @pytest.mark.slow
+@long
 def test_killed_and_stopped_trainings_end_as_an_undisturbed_one(bench: Bench, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the processes below: sums in the same order

@@ -16,7 +16,8 @@ import pytest
 from kubeflow.trainer import CustomTrainer, LocalProcessBackendConfig, TrainerClient
 
 from appo.config import load_recipe
-from tests.training.conftest import OVERRIDES, long
+from tests.tiers import long
+from tests.training.conftest import OVERRIDES
 
 pytestmark = [pytest.mark.slow, long]
 

@@ -22,8 +22,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cpu_layouts import lifted
+from tests.tiers import LONG, long, short
 from tests.training.cells import ALGORITHMS, Cell, Job, recipe_of
-from tests.training.conftest import long, said
+from tests.training.conftest import said
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -38,10 +39,8 @@ CUT = {
     ("zero2", "bfloat16"): (Cell("dapo", True, True), Cell("pa_grpo", False, False)),
     ("zero3", "float32"): (Cell("appo", False, False), Cell("dapo", True, False)),
 }
-LONG = bool(os.environ.get("APPO_TEST_LONG"))
 # Updates of a cell: as many as the law asks for, and in the cut as many as show the same.
 STEPS = 10 if LONG else 3
-short = pytest.mark.skipif(LONG, reason="the whole matrix runs instead")
 RESUMED_IN_CUT = ("fsdp2", "bfloat16")
 # Two processes sum in another order; bfloat16 holds eight bits of each product.
 LOGPS = {"float32": 1e-5, "bfloat16": 0.03}  # mean distance

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.conftest import Bench, largest_difference, long
+from tests.tiers import long
+from tests.training.conftest import Bench, largest_difference
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 pytestmark = pytest.mark.slow
