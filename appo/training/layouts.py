@@ -81,7 +81,7 @@ def whole_policy(trainer: Any) -> Iterator[Any]:
     """
     policy = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_fsdp_enabled:
-        with _unsharded(policy):
+        with _unsharded(policy), _keeping_a_cache(policy, trainer.args.gradient_checkpointing_kwargs):
             yield policy
         return
     from trl.models import unwrap_model_for_generation
@@ -110,6 +110,19 @@ def _unsharded(policy: Any) -> Iterator[None]:
         for module, mesh in zip(sharded, before, strict=True):
             module.set_reshard_after_forward(mesh is not None, recurse=False)
             module.reshard()
+
+
+@contextmanager
+def _keeping_a_cache(policy: Any, kwargs: Any) -> Iterator[None]:
+    """transformers' checkpointed layers drop keys and values, and generation would see the last token alone."""
+    checkpointed = policy.is_gradient_checkpointing
+    if checkpointed:
+        policy.gradient_checkpointing_disable()
+    try:
+        yield
+    finally:
+        if checkpointed:
+            policy.gradient_checkpointing_enable(kwargs)
 
 
 def _post_forward_mesh(module: Any) -> Any:

@@ -139,7 +139,14 @@ def fix_rollouts() -> None:
     from appo.training.sampling import stream_seed
     from tests.training.conftest import pseudo_accuracy
 
+    drawn = appo.training.trainer.VideoGRPOTrainer._roll_out
+
     def roll_out(self, num_generations):
+        if not self._agreement_checked:
+            drawn(
+                self, num_generations
+            )  # for real once: generation agrees with scoring where the policy lies so
+            assert self._agreement_checked
         found = []
         first = self.accelerator.process_index * len(self.rollouts.prompts)
         for place, prompt in enumerate(self.rollouts.prompts, first):
