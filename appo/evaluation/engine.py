@@ -199,8 +199,9 @@ class TransformersEngine:
         import torch
         from transformers import AutoModelForImageTextToText
 
-        from appo.modeling import positions
+        from appo.modeling import cpu_bfloat16, positions
 
+        cpu_bfloat16.install(self._recipe.model.dtype)
         with loading(path):
             model = AutoModelForImageTextToText.from_pretrained(
                 path, dtype=getattr(torch, self._recipe.model.dtype), attn_implementation="sdpa"

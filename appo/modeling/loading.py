@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from appo.modeling import attention, checkpoints, features, positions, windows
+from appo.modeling import attention, checkpoints, cpu_bfloat16, features, positions, windows
 
 if TYPE_CHECKING:
     from appo.config import Model
@@ -38,6 +38,7 @@ def load_policy(
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    cpu_bfloat16.install(settings.dtype)
     dtype = torch.float32 if masters else getattr(torch, settings.dtype)
     checkpoints.reach(path)
     with checkpoints.loading(path):

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from appo.modeling import cpu_bfloat16
+
 _CPU_KV_CACHE_GIB = 1
 _CPU_BLOCK_TOKENS = (
     32  # the CPU build's default of 128 is longer than a short prompt: no prefix would ever be shared
@@ -82,6 +84,7 @@ def open_engine(model_path: str, **settings: Any) -> Any:
         os.environ.setdefault(name, value)
     from vllm import LLM
 
+    cpu_bfloat16.install(str(settings.get("dtype")))
     logging.getLogger("vllm").setLevel(logging.ERROR)
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []

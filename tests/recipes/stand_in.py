@@ -78,7 +78,7 @@ def make_stand_in(name: str, template: str, folder: Path) -> Path:
     _write(folder / "config.json", config)
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(
-        AutoConfig.from_pretrained(folder), attn_implementation="eager"
+        AutoConfig.from_pretrained(folder), attn_implementation="eager", dtype=torch.float32
     )
     _teach(model, tokenizer, template)
     model.to(torch.bfloat16).save_pretrained(folder)
