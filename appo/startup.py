@@ -29,7 +29,7 @@ def heavy_imports(*, without: tuple[str, ...] = ()) -> Iterator[None]:
     collects = gc.isenabled()
     gc.disable()
     try:
-        with hidden(without):
+        with _hidden(without):
             yield
     finally:
         gc.freeze()
@@ -41,13 +41,21 @@ def heavy_imports(*, without: tuple[str, ...] = ()) -> Iterator[None]:
 
 
 @contextmanager
-def hidden(packages: tuple[str, ...]) -> Iterator[None]:
-    """Packages that are not loaded yet cannot be imported inside, and are looked for in vain."""
-    names = [name for name in packages if name not in sys.modules]
-    # None is Python's own mark of a module that cannot be imported; `find_spec` knows it too.
-    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
+def _hidden(packages: tuple[str, ...]) -> Iterator[None]:
+    names = leave_out(*packages)
     try:
         yield
     finally:
         for name in names:
             sys.modules.pop(name, None)
+
+
+def leave_out(*packages: str) -> list[str]:
+    """From now on these packages cannot be imported here, and are looked for in vain; those that are loaded stay.
+
+    For packages that others load in many places, whenever they find them. Returns the names that were left out.
+    """
+    names = [name for name in packages if name not in sys.modules]
+    # None is Python's own mark of a module that cannot be imported; `find_spec` knows it too.
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
+    return names

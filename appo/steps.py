@@ -20,7 +20,7 @@ from appo.errors import ends_in_lines
 from appo.folders import Mirror, fetch_folder, local_folder
 from appo.handover import Done, Place, checkpoint_of, file_of, numbers
 from appo.plan import Training
-from appo.startup import UNUSED_BY_TRAINING, heavy_imports, hidden
+from appo.startup import UNUSED_BY_TRAINING, heavy_imports, leave_out
 from appo.storage import (
     StorageError,
     StoreError,
@@ -88,13 +88,13 @@ def base_model(recipe: Recipe, storage: str, *, manifest: str) -> Done:
         told = hub.told(location)
         print(f"base model: {told['model']}" + (f", commit {told['commit']}" if told["commit"] else ""))
         return Done(location=location, metadata={"made_here": False, **_given(told)}, text=location)
+    leave_out("deepspeed")  # as trainings do
     with heavy_imports(without=UNUSED_BY_TRAINING):
         from appo.training.warm_start import warm_start
 
     place = Place(plan.layout(recipe, storage).base)
     if not (place.local / "summary.json").is_file():
-        with hidden(("deepspeed",)):  # transformers would load it to save a model
-            summary = warm_start(recipe, file_of(manifest), place.local)
+        summary = warm_start(recipe, file_of(manifest), place.local)
         write_atomic(place.local / "summary.json", json.dumps(summary, indent=2, default=str))
         place.publish()
     summary = json.loads((place.local / "summary.json").read_text(encoding="utf-8"))

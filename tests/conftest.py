@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from appo.startup import leave_out
+
 # Tests run two at a time on two cores. With two threads each, models this small mostly wait for one another: a warm
 # start of 3 s took 37.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # any more.
 gc.disable()
 atexit.register(gc.freeze)
+
+
+# As trainings without ZeRO do; those with it are processes of their own.
+leave_out("deepspeed")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -49,7 +50,7 @@ def refuse_impossible(recipe: Recipe, processes: int) -> None:
     name = f"training.distributed={layout}"
     if processes == 1:
         raise LayoutError(f"{name}: shards over processes, and there is one; set training.distributed=ddp")
-    if layout.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+    if layout.startswith("zero") and not _installed("deepspeed"):
         raise LayoutError(
             f"{name}: needs the package deepspeed; install it, or set training.distributed=fsdp2"
         )
@@ -218,6 +219,15 @@ def _tracker(recipe: Recipe, tracking: dict[str, str] | None, job: dict[str, Any
         manifest_digest=tracking["manifest_digest"],
         journals=Path(tracking["journals"]),
     )
+
+
+def _installed(package: str) -> bool:
+    """Whether launched processes can import it; this one may have left it out (`appo.startup.leave_out`)."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _has_gpu() -> bool:

@@ -25,7 +25,7 @@ from appo.errors import UserError
 from appo.modeling.checkpoints import check_model
 from appo.policy import PolicySettings, settings_for
 from appo.rewards import RewardFunction
-from appo.startup import UNUSED_BY_TRAINING, heavy_imports, hidden
+from appo.startup import UNUSED_BY_TRAINING, heavy_imports, leave_out
 from appo.storage import write_atomic
 
 STEPS_TO_WARM_UP = 2  # left out of the throughput: first calls allocate and choose kernels
@@ -83,26 +83,10 @@ def train(
     on the first of several processes alone. Raises SettingError for settings that do not fit together,
     CheckpointMismatch, and Interrupted after a SIGTERM (a checkpoint was saved).
     """
-    # accelerate loads DeepSpeed wherever it is installed, 3 s and a line on the screen for nothing.
-    unused = () if recipe.training.distributed.startswith("zero") else ("deepspeed",)
-    with hidden(unused):
-        return _train(
-            recipe, algorithm, seed, manifest_path, model_path, out, model_name, tracker, progress, on_phase
-        )
-
-
-def _train(
-    recipe: Recipe,
-    algorithm: str,
-    seed: int,
-    manifest_path: Path,
-    model_path: str,
-    out: Path,
-    model_name: str,
-    tracker: Any,
-    progress: bool,
-    on_phase: Callable[[str], AbstractContextManager[Any]] | None,
-) -> TrainSummary | None:
+    if not recipe.training.distributed.startswith("zero"):
+        leave_out(
+            "deepspeed"
+        )  # accelerate and TRL load it wherever it is installed: 3 s and a warning for nothing
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"algorithm": algorithm})})
