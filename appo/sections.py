@@ -306,6 +306,9 @@ class Cluster(Section):
     """What a training pod asks Kubernetes for."""
 
     gpus_per_node: Annotated[int, Field(ge=0)] = 8
+    gpu_memory_gib: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of each GPU, as sold: what does not fit it is refused; null: not known here"
+    )
     nodes: Positive = 1
     cpus: Positive = 16
     memory_gib: Positive = 128

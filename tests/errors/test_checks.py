@@ -202,6 +202,7 @@ def test_variants_are_checked_each_by_itself() -> None:
 def test_a_type_that_a_gpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mock of torch.cuda: a GPU without bfloat16 (a V100) cannot be had here."""
     import contextlib
+    import types
 
     import torch
 
@@ -209,6 +210,8 @@ def test_a_type_that_a_gpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    sold = types.SimpleNamespace(total_memory=32 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: sold)
     (problem,) = found("dtype", subject("model.dtype=bfloat16"))
     assert problem.startswith(
         "model.dtype=bfloat16: GPU 0 (Tesla V100) does not compute in it; set model.dtype"
@@ -217,6 +220,39 @@ def test_a_type_that_a_gpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("appo.checks.gpus", lambda: 1)
     with pytest.raises(checks.CheckFailed, match="Tesla V100"):  # where a training starts, too
         checks.before_training(load_recipe("demo", ["model.dtype=bfloat16"]), algorithm="appo", processes=1)
+
+
+def test_a_layout_that_the_cluster_cannot_hold_is_refused_with_the_figure_and_the_way_out() -> None:
+    asked = ("cluster.gpus_per_node=8", "cluster.nodes=2", "training.distributed=ddp")
+    recipe = "qwen2.5_vl_7b_video_r1_34k"
+    (problem,) = found("fits the cluster", subject(*asked, recipe=recipe))
+    assert problem.startswith("training.distributed=ddp on 16 GPUs of 80 GiB: ")
+    needed = float(problem.split(": ")[1].split()[0])
+    assert needed > 80
+    assert problem.endswith("set training.distributed=fsdp2")
+    assert found("fits the cluster", subject(*asked[:2], recipe=recipe)) == []
+    (small,) = found("fits the cluster", subject(*asked[:2], "cluster.gpu_memory_gib=8", recipe=recipe))
+    assert "on 16 GPUs of 8 GiB" in small
+    with pytest.raises(checks.CheckFailed, match="on 16 GPUs of 80 GiB"):
+        checks.refuse(checks.submitted(load_recipe(recipe, [*asked])), checks.ALONE)
+
+
+def test_a_layout_that_this_machines_gpus_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mock of torch.cuda: two GPUs of 24 GiB."""
+    import types
+
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(total_memory=24 * 2**30)
+    )
+    recipe = load_recipe("qwen2.5_vl_3b_video_r1_34k")
+    (problem,) = found("fits the GPUs", checks.Subject(recipe, processes=2))
+    assert problem.startswith("training.distributed=fsdp2 on 2 GPUs of 24 GiB: ")
+    assert "; set " in problem
+    lora = load_recipe("qwen2.5_vl_3b_lora_2gpu")
+    assert found("fits the GPUs", checks.Subject(lora, processes=2)) == []
 
 
 # Who runs them, and when ------------------------------------------------------------------------------------------
