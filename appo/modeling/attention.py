@@ -146,16 +146,27 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, ma
             query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
         )
     if mask is None and query.is_cuda:
-        # Flash and memory-efficient kernels know this bias; a boolean mask would rule the first of them out.
-        from torch.nn.attention.bias import causal_lower_right
-
-        bias = causal_lower_right(query.shape[2], key.shape[2])
-        if grouped:
-            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-        return scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
+        return attend_lower_right(query, key, value, scaling)
     if mask is None:
         mask = _lower_right(query.shape[2], key.shape[2] - query.shape[2], query.device)
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)
+
+
+def attend_lower_right(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Of fewer queries than keys, by the kernels that need no mask for it; a GPU's way.
+
+    Flash and memory-efficient kernels know this bias; a boolean mask would rule the first of them out. The bias looks at
+    its arguments before autocast does: rotary positions leave float32 queries and keys beside bfloat16 values there.
+    """
+    from torch.nn.attention.bias import causal_lower_right
+
+    if torch.is_autocast_enabled(query.device.type):
+        computed = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (x.to(computed) for x in (query, key, value))
+    if key.shape[1] != query.shape[1]:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    bias = causal_lower_right(query.shape[2], key.shape[2])
+    return scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
 
 
 def _lower_right(length: int, before: int, device: torch.device) -> Tensor:

@@ -93,6 +93,23 @@ def test_packed_gradients_equal_padded(checkpointing):
         assert error < 1e-4, f"{name}: relative gradient error {error:.1e}"
 
 
+@pytest.mark.parametrize("heads", [2, 6])
+def test_a_gpus_way_takes_what_autocast_gives_it(heads):
+    """Full fine-tuning under autocast: rotary positions make float32 of queries and keys, values stay bfloat16.
+
+    Only the kernel behind the bias is another on a GPU; what it is called with is looked at before one is chosen.
+    """
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, h, n, 16, generator=generator) for h, n in ((heads, 4), (2, 9), (2, 9)))
+    expected = attention._attend(query, key, value, 0.3, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention.attend_lower_right(query, key, value.bfloat16(), 0.3)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)  # eight bits
+    exact = attention.attend_lower_right(query, key, value, 0.3)
+    torch.testing.assert_close(exact, expected, **CLOSE)
+
+
 def eager_frame_attention(family, prompts, completions, layers, window=None, dtype=torch.float32):
     """The slow reference: whole attention matrices, then an explicit loop over frames."""
     model = models.build(family, implementation="eager", sliding_window=window).to(dtype)
