@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -41,27 +43,48 @@ def make_key_moment(
 ) -> list[VideoSample]:
     """Write the videos of all splits under `folder` and return their records, `video` relative to `folder`.
 
-    Equal settings and seed give equal files (about 5 ms each on one core). A sample depends on seed, split and its
-    number alone: asking for more of one split changes nothing in the others. `key_times` are seconds; `extra`
-    holds what was drawn: `key_patch`, `colours` (one a temporal patch), `distractors` (patches with a faint cross)
-    and `faint` (its strength).
+    Equal settings and seed give equal files (about 5 ms each on one core). What is shown: `draw_key_moment`.
     """
-    plan = [
+    for split in SPLITS:
+        (folder / "videos" / split).mkdir(parents=True, exist_ok=True)
+    drawn = draw_key_moment(config, seed=seed)
+    total = config.easy_train + config.train + config.validation + config.test
+    shown = track(drawn, description="key-moment videos", total=total, disable=not progress)
+    return [_write_one(sample, frames, folder) for sample, frames in shown]
+
+
+def draw_key_moment(config: KeyMoment, *, seed: int) -> Iterator[tuple[VideoSample, np.ndarray]]:
+    """Each record with its frames, (F, H, W, 3) uint8, one a second, before any codec has seen them.
+
+    A sample depends on seed, split and its number alone: asking for more of one split changes nothing in the others.
+    `key_times` are seconds; `extra` holds what was drawn: `key_patch`, `colours` (one a temporal patch), `distractors`
+    (patches with a faint cross) and `faint` (its strength).
+    """
+    plan = (
         ("warm_start", config.easy_train, config.easy_faint),
         ("train", config.train, config.faint),
         ("validation", config.validation, config.faint),
         ("test", config.test, config.faint),
-    ]
-    jobs = [(split, index, faint) for split, count, faint in plan for index in range(count)]
-    for split, _, _ in plan:
-        (folder / "videos" / split).mkdir(parents=True, exist_ok=True)
-    shown = track(jobs, description="key-moment videos", disable=not progress)
-    return [_make_one(config, seed, folder, *job) for job in shown]
+    )
+    for split, count, faint in plan:
+        for index in range(count):
+            yield _draw_one(config, seed, split, index, faint)
 
 
-def _make_one(
-    config: KeyMoment, seed: int, folder: Path, split: str, index: int, faint: float
-) -> VideoSample:
+def _write_one(sample: VideoSample, frames: np.ndarray, folder: Path) -> VideoSample:
+    data = _encode(frames)
+    assert sample.video is not None  # as drawn
+    path = folder / sample.video
+    # Renamed whole, but not synced: after a crash of the machine the set is made again from its seed.
+    temporary = path.with_suffix(".part")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+    return replace(sample, video_sha256=hashlib.sha256(data).hexdigest())
+
+
+def _draw_one(
+    config: KeyMoment, seed: int, split: str, index: int, faint: float
+) -> tuple[VideoSample, np.ndarray]:
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     names = list(COLOURS)
     patches = config.num_frames // FRAMES_PER_PATCH
@@ -73,12 +96,6 @@ def _make_one(
     strengths[distractors] = faint
     strengths[key] = 1.0
     frames = _draw([COLOURS[name] for name in colours], strengths, config, rng)
-    data = _encode(frames)
-    path = Path("videos") / split / f"{index:05d}.mp4"
-    # Renamed whole, but not synced: after a crash of the machine the set is made again from its seed.
-    temporary = folder / path.with_suffix(".part")
-    temporary.write_bytes(data)
-    temporary.replace(folder / path)
     extra: dict[str, Any] = {
         "key_patch": key,
         "colours": colours,
@@ -86,20 +103,20 @@ def _make_one(
         "faint": faint,
     }
     seconds = FRAMES_PER_PATCH / FPS
-    return VideoSample(
+    sample = VideoSample(
         id=f"{SOURCE}/{split}/{index:05d}",
         source=SOURCE,
         problem_type="multiple choice",
         question=QUESTION,
         answer="ABCD"[names.index(colours[key])],
         options=tuple(names),
-        video=str(path),
+        video=f"videos/{split}/{index:05d}.mp4",
         split=split,
         duration_s=config.num_frames / FPS,
         key_times=((key * seconds, (key + 1) * seconds),),
-        video_sha256=hashlib.sha256(data).hexdigest(),
         extra=extra,
     )
+    return sample, frames
 
 
 def _draw(
