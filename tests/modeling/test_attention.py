@@ -100,7 +100,9 @@ def test_a_gpus_way_takes_what_autocast_gives_it(heads):
     Only the kernel behind the bias is another on a GPU; what it is called with is looked at before one is chosen.
     """
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(3, h, n, 16, generator=generator) for h, n in ((heads, 4), (2, 9), (2, 9)))
+    query, key, value = (
+        torch.randn(3, h, n, 16, generator=generator) for h, n in ((heads, 4), (2, 9), (2, 9))
+    )
     expected = attention._attend(query, key, value, 0.3, None)
     with torch.autocast("cpu", torch.bfloat16):
         found = attention.attend_lower_right(query, key, value.bfloat16(), 0.3)

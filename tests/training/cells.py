@@ -1,8 +1,6 @@
 """One launch of the matrix: trainings of one layout and type, one after another, on fixed completions.
 
-Run by `accelerate launch`, or alone for one process. What rollouts would draw is a function of the sample and the
-member, so that every cell scores and trains on the same tokens with the same rewards, and log-probabilities, gradients
-and updates can be compared between layouts and types.
+Run by `accelerate launch`, or alone for one process. The trainings themselves are those of `make gpu-check`.
 
     python -m tests.training.cells JOB      JOB: JSON, see `Job`
 """
@@ -10,39 +8,11 @@ and updates can be compared between layouts and types.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-ALGORITHMS = ("grpo", "dapo", "appo", "pa_grpo")
-# The paper's: a step of Adam that bfloat16 weights would not take.
-LEARNING_RATE = 1e-6
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training. killed_after: the process dies in the step after this one, of SIGKILL. tied: the model's input and
-    output embeddings are one (3B's are, 7B's are not).
-    """
-
-    algorithm: str
-    shared_prefix: bool
-    lora: bool
-    steps: int = 10
-    save_every: int = 1000
-    killed_after: int | None = None
-    folder: str | None = None
-    tied: bool = False
-
-    @property
-    def name(self) -> str:
-        parts = (self.algorithm, "shared" if self.shared_prefix else "plain", "lora" if self.lora else "full")
-        return self.folder or "-".join((*parts, "tied") if self.tied else parts)
+from benchmarks.gpu_check.cells import Cell, Trainings
 
 
 @dataclass(frozen=True)
@@ -68,155 +38,22 @@ class Job:
         return cls(**{**values, "cells": [Cell(**cell) for cell in values["cells"]]})
 
 
-def recipe_of(layout: str, dtype: str, cell: Cell) -> Any:
-    from appo.config import load_recipe
-    from tests.training.conftest import OVERRIDES
-
-    settings = [
-        f"model.dtype={dtype}",
-        f"training.distributed={'ddp' if layout == 'one' else layout}",
-        f"training.shared_prefix={str(cell.shared_prefix).lower()}",
-        # As recipes of real models have it, against a reference without.
-        f"training.gradient_checkpointing={str(dtype == 'bfloat16').lower()}",
-        f"training.learning_rate={LEARNING_RATE}",
-        f"training.max_steps={cell.steps}",
-        f"training.save_every={cell.save_every}",
-        *(["model.lora={rank: 4}"] if cell.lora else []),
-    ]
-    return load_recipe("demo", [*OVERRIDES, *settings])
-
-
-class Watcher:
-    """What one training's passes left: log-probabilities of the first update, masters before and after."""
-
-    def __init__(self, layout: str, cell: Cell):
-        self.layout, self.cell = layout, cell
-        self.trainer: Any = None
-        self.logps: list[torch.Tensor] = []
-        self.before: dict[str, torch.Tensor] = {}
-
-    def step_begins(self, trainer: Any) -> None:
-        from tests.cpu_layouts import assert_ran
-
-        if self.cell.killed_after is not None and trainer.state.global_step == self.cell.killed_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.trainer is None:
-            assert_ran(trainer, "ddp" if self.layout == "one" else self.layout)
-            self.trainer, self.before = trainer, masters(trainer)
-
-    def scored(self, trainer: Any, logps: torch.Tensor) -> None:
-        if trainer._loss_inputs is not None and trainer.state.global_step == 0:
-            padded = torch.zeros(len(logps), 8)
-            padded[:, : logps.shape[1]] = logps.detach().float().cpu()
-            self.logps.append(trainer.accelerator.gather(padded))
-
-    def write(self, path: Path) -> None:
-        trainer, after = self.trainer, masters(self.trainer)  # collective
-        types = sorted({str(p.dtype) for p in trainer._policy().parameters()})
-        reference = trainer.ref_model and sorted({str(p.dtype) for p in trainer.ref_model.parameters()})
-        if trainer.is_world_process_zero():
-            found = {"before": self.before, "after": after, "types": types, "reference": reference}
-            torch.save({**found, "logps": torch.cat(self.logps) if self.logps else None}, path)
-
-
-def masters(trainer: Any) -> dict[str, torch.Tensor]:
-    """Float32 values of everything that trains, whole, wherever the layout keeps them. Collective."""
-    from appo.training.layouts import whole_tensor
-
-    trained = [(name, p) for name, p in trainer._policy().named_parameters() if p.requires_grad]
-    if trainer.is_deepspeed_enabled:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return {name: safe_get_full_fp32_param(p).clone().cpu() for name, p in trained}
-    return {name: whole_tensor(p, torch.float32).clone().cpu() for name, p in trained}
-
-
-def fix_rollouts() -> None:
-    """Completions, verdicts of the judge and spans as functions of what they belong to."""
-    import appo.policy.judge
-    import appo.training.rewarding
-    import appo.training.trainer
-    from appo.training.sampling import stream_seed
-    from tests.training.conftest import pseudo_accuracy
-
-    drawn = appo.training.trainer.VideoGRPOTrainer._roll_out
-
-    def roll_out(self, num_generations):
-        if not self._agreement_checked:
-            drawn(
-                self, num_generations
-            )  # for real once: generation agrees with scoring where the policy lies so
-            assert self._agreement_checked
-        found = []
-        first = self.accelerator.process_index * len(self.rollouts.prompts)
-        for place, prompt in enumerate(self.rollouts.prompts, first):
-            key = stream_seed(sum(prompt.sample.id.encode()), place % num_generations)
-            generator = torch.Generator().manual_seed(key)
-            length = 3 + int(torch.randint(6, (1,), generator=generator))
-            found.append(torch.randint(20, 200, (length,), generator=generator).tolist())
-        return found, None
-
-    def masks(pieces, num_tokens):
-        return {"observation": (torch.arange(num_tokens) < 3).expand(len(pieces), -1)}
-
-    def verdicts(_judge, texts, _samples):
-        return [float(sum(text.encode()) % 2) for text in texts]
-
-    appo.training.trainer.VideoGRPOTrainer._roll_out = roll_out
-    appo.training.trainer.tag_masks = masks
-    appo.policy.judge.perception_rewards = verdicts
-    appo.training.rewarding.reward_functions = lambda _: {"accuracy": pseudo_accuracy}
-
-
-def watch() -> list[Watcher]:
-    """Let the trainer tell the last watcher of the list what it does."""
-    from appo.training.trainer import VideoGRPOTrainer
-
-    watchers: list[Watcher] = []
-    step, score = VideoGRPOTrainer.training_step, VideoGRPOTrainer._get_per_token_logps_and_entropies
-
-    def training_step(self, *args, **kwargs):
-        watchers[-1].step_begins(self)
-        return step(self, *args, **kwargs)
-
-    def get_logps(self, *args, **kwargs):
-        found = score(self, *args, **kwargs)
-        watchers[-1].scored(self, found[0])
-        return found
-
-    VideoGRPOTrainer.training_step = training_step
-    VideoGRPOTrainer._get_per_token_logps_and_entropies = get_logps
-    return watchers
-
-
 def main(path: str) -> None:
     from appo.startup import UNUSED_BY_TRAINING, heavy_imports
+    from tests.cpu_layouts import assert_ran, install
 
     job = Job.read(path)
     with heavy_imports(without=UNUSED_BY_TRAINING):
         if job.layout != "one":
-            from tests.cpu_layouts import install
-
             install()
-        from appo.training.run import train
-
-        fix_rollouts()
-        watchers = watch()
-    for cell in job.cells:
-        watchers.append(Watcher(job.layout, cell))
-        out = Path(job.out) / cell.name
-        train(
-            recipe_of(job.layout, job.dtype, cell),
-            algorithm=cell.algorithm,
-            seed=0,
-            manifest_path=Path(job.manifest),
-            model_path=job.tied_model if cell.tied else job.model,
-            out=out,
-            progress=False,
+        trainings = Trainings(
+            job.layout,
+            job.dtype,
+            Path(job.manifest),
+            placed=lambda layout, trainer: assert_ran(trainer, layout),
         )
-        watchers[-1].write(out / "cell.pt")
-        watchers[-1].trainer.accelerator.free_memory()
-        watchers.clear()
+    for cell in job.cells:
+        trainings.run(cell, job.tied_model if cell.tied else job.model, Path(job.out) / cell.name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,226 @@
+"""Cells of the matrix: small trainings, one after another in one process, on fixed completions.
+
+What rollouts would draw is a function of the sample and the member, so that every cell scores and trains on the same
+tokens with the same rewards, and log-probabilities, gradients and updates can be compared between layouts, types and
+devices. The tests launch them over processes (`tests.training.cells`), `make gpu-check` on one GPU (`matrix`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ALGORITHMS = ("grpo", "dapo", "appo", "pa_grpo")
+# The paper's: a step of Adam that bfloat16 weights would not take.
+LEARNING_RATE = 1e-6
+# Of the demo's recipe: a set and a training of seconds.
+OVERRIDES = (
+    "data.key_moment.train=32",
+    "data.key_moment.validation=2",
+    "data.key_moment.test=2",
+    "data.key_moment.easy_train=4",
+    "policy.num_generations=4",
+    "policy.max_completion_length=8",
+    "training.prompts_per_step=4",
+    "training.max_steps=2",
+    "training.learning_rate=1e-3",
+    "perception.k3=4",
+    "policy.reward_weights={accuracy: 1.0}",
+)
+
+
+def pseudo_accuracy(text: str, _sample: object) -> float:
+    """Differs between completions of an untrained model, which never answers: a checksum of the text."""
+    return float(sum(text.encode()) % 3 == 0)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training. killed_after: the process dies in the step after this one, of SIGKILL. tied: the model's input and
+    output embeddings are one (3B's are, 7B's are not).
+    """
+
+    algorithm: str
+    shared_prefix: bool
+    lora: bool
+    steps: int = 10
+    save_every: int = 1000
+    killed_after: int | None = None
+    folder: str | None = None
+    tied: bool = False
+
+    @property
+    def name(self) -> str:
+        parts = (self.algorithm, "shared" if self.shared_prefix else "plain", "lora" if self.lora else "full")
+        return self.folder or "-".join((*parts, "tied") if self.tied else parts)
+
+
+def recipe_of(layout: str, dtype: str, cell: Cell) -> Any:
+    """layout: of `training.distributed`, or "one" for a process without a launcher."""
+    from appo.config import load_recipe
+
+    settings = [
+        f"model.dtype={dtype}",
+        f"training.distributed={'ddp' if layout == 'one' else layout}",
+        f"training.shared_prefix={str(cell.shared_prefix).lower()}",
+        # As recipes of real models have it, against a reference without.
+        f"training.gradient_checkpointing={str(dtype == 'bfloat16').lower()}",
+        f"training.learning_rate={LEARNING_RATE}",
+        f"training.max_steps={cell.steps}",
+        f"training.save_every={cell.save_every}",
+        *(["model.lora={rank: 4}"] if cell.lora else []),
+    ]
+    return load_recipe("demo", [*OVERRIDES, *settings])
+
+
+class Watcher:
+    """What one training's passes left: log-probabilities of the first update, masters before and after.
+
+    placed: told the trainer once, before its first step, to look where its parameters lie.
+    """
+
+    def __init__(self, cell: Cell, placed: Callable[[Any], None]):
+        self.cell, self.placed = cell, placed
+        self.trainer: Any = None
+        self.logps: list[torch.Tensor] = []
+        self.before: dict[str, torch.Tensor] = {}
+
+    def step_begins(self, trainer: Any) -> None:
+        if self.cell.killed_after is not None and trainer.state.global_step == self.cell.killed_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.trainer is None:
+            self.placed(trainer)
+            self.trainer, self.before = trainer, masters(trainer)
+
+    def scored(self, trainer: Any, logps: torch.Tensor) -> None:
+        if trainer._loss_inputs is not None and trainer.state.global_step == 0:
+            padded = torch.zeros(len(logps), 8)
+            padded[:, : logps.shape[1]] = logps.detach().float().cpu()
+            self.logps.append(trainer.accelerator.gather(padded))
+
+    def write(self, path: Path) -> None:
+        trainer, after = self.trainer, masters(self.trainer)  # collective
+        types = sorted({str(p.dtype) for p in trainer._policy().parameters()})
+        reference = trainer.ref_model and sorted({str(p.dtype) for p in trainer.ref_model.parameters()})
+        if trainer.is_world_process_zero():
+            found = {"before": self.before, "after": after, "types": types, "reference": reference}
+            temporary = path.with_suffix(".part")
+            torch.save({**found, "logps": torch.cat(self.logps) if self.logps else None}, temporary)
+            temporary.replace(path)  # another process may be waiting for it
+
+
+def masters(trainer: Any) -> dict[str, torch.Tensor]:
+    """Float32 values of everything that trains, whole, wherever the layout keeps them. Collective."""
+    from appo.training.layouts import whole_tensor
+
+    trained = [(name, p) for name, p in trainer._policy().named_parameters() if p.requires_grad]
+    if trainer.is_deepspeed_enabled:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {name: safe_get_full_fp32_param(p).clone().cpu() for name, p in trained}
+    return {name: whole_tensor(p, torch.float32).clone().cpu() for name, p in trained}
+
+
+def fix_rollouts() -> None:
+    """Completions, verdicts of the judge and spans as functions of what they belong to."""
+    import appo.policy.judge
+    import appo.training.rewarding
+    import appo.training.trainer
+    from appo.training.sampling import stream_seed
+
+    drawn = appo.training.trainer.VideoGRPOTrainer._roll_out
+
+    def roll_out(self, num_generations):
+        if not self._agreement_checked:
+            # For real once: generation agrees with scoring where the policy lies so.
+            drawn(self, num_generations)
+            assert self._agreement_checked
+        found = []
+        first = self.accelerator.process_index * len(self.rollouts.prompts)
+        for place, prompt in enumerate(self.rollouts.prompts, first):
+            key = stream_seed(sum(prompt.sample.id.encode()), place % num_generations)
+            generator = torch.Generator().manual_seed(key)
+            length = 3 + int(torch.randint(6, (1,), generator=generator))
+            found.append(torch.randint(20, 200, (length,), generator=generator).tolist())
+        return found, None
+
+    def masks(pieces, num_tokens):
+        return {"observation": (torch.arange(num_tokens) < 3).expand(len(pieces), -1)}
+
+    def verdicts(_judge, texts, _samples):
+        return [float(sum(text.encode()) % 2) for text in texts]
+
+    appo.training.trainer.VideoGRPOTrainer._roll_out = roll_out
+    appo.training.trainer.tag_masks = masks
+    appo.policy.judge.perception_rewards = verdicts
+    appo.training.rewarding.reward_functions = lambda _: {"accuracy": pseudo_accuracy}
+
+
+def watch() -> list[Watcher]:
+    """Let the trainer tell the last watcher of the list what it does."""
+    from appo.training.trainer import VideoGRPOTrainer
+
+    watchers: list[Watcher] = []
+    step, score = VideoGRPOTrainer.training_step, VideoGRPOTrainer._get_per_token_logps_and_entropies
+
+    def training_step(self, *args, **kwargs):
+        watchers[-1].step_begins(self)
+        return step(self, *args, **kwargs)
+
+    def get_logps(self, *args, **kwargs):
+        found = score(self, *args, **kwargs)
+        watchers[-1].scored(self, found[0])
+        return found
+
+    VideoGRPOTrainer.training_step = training_step
+    VideoGRPOTrainer._get_per_token_logps_and_entropies = get_logps
+    return watchers
+
+
+class Trainings:
+    """Trains cells one after another; made once in a process, since it changes the trainer's class."""
+
+    def __init__(self, layout: str, dtype: str, manifest: Path, placed: Callable[[str, Any], None]):
+        """placed: told the layout and the trainer of each cell before its first step."""
+        fix_rollouts()
+        self.layout, self.dtype, self.manifest, self.placed = layout, dtype, manifest, placed
+        self.watchers = watch()
+
+    def run(self, cell: Cell, model: str, out: Path) -> None:
+        """Leaves the training's own files in `out`, and cell.pt last."""
+        from appo.training.run import train
+
+        self.watchers[:] = [
+            Watcher(
+                cell, lambda trainer: self.placed("ddp" if self.layout == "one" else self.layout, trainer)
+            )
+        ]
+        try:
+            train(
+                recipe_of(self.layout, self.dtype, cell),
+                algorithm=cell.algorithm,
+                seed=0,
+                manifest_path=self.manifest,
+                model_path=model,
+                out=out,
+                progress=False,
+            )
+            self.watchers[-1].write(out / "cell.pt")
+        finally:
+            trainer = self.watchers[-1].trainer
+            if trainer is not None:
+                trainer.accelerator.free_memory()
+            self.watchers.clear()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What a cell left: see `Watcher.write`, and under "steps" its metrics line by line."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return {**torch.load(folder / "cell.pt"), "steps": [json.loads(line) for line in lines]}
