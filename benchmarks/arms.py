@@ -218,6 +218,16 @@ class Step:
         self.model.train()
 
 
+def gradient(step: Step, arm: str, scoring: bool) -> Tensor:
+    """Of one step, flat; the weights stay as they were, so that arms can be compared."""
+    step.optimizer.step = step.optimizer.zero_grad = lambda: None  # type: ignore[method-assign]
+    step.run(arm, rollout=False, scoring=scoring)
+    found = torch.cat([p.grad.flatten() for p in step.model.parameters() if p.grad is not None])
+    step.model.zero_grad()
+    del step.optimizer.step, step.optimizer.zero_grad
+    return found
+
+
 @contextlib.contextmanager
 def _eager_text(model: Any) -> Iterator[None]:
     """The text layers' attention as transformers computes it eagerly: no other returns its matrices."""

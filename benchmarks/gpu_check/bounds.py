@@ -23,6 +23,7 @@ PROBE, PROBE_ROUNDINGS = 2e-3, 1.5
 PACKED_ROUNDINGS = 1.5
 # Float32 against float32: log-probabilities and attention relative to their norm, and gradients.
 SAME = 1e-4
+WEIGHTS = 1e-5  # token weights of the same rows, largest distance
 SAME_GRADIENT = 1e-3
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from appo.training.scoring import log_normalizers
-from benchmarks.arms import Step
+from benchmarks.arms import Step, gradient
 from benchmarks.counting import architecture, count, lengths, token_weights
-from benchmarks.shapes import SHAPES, build_model, build_prompts, completions
+from benchmarks.gpu_check.bounds import relative
+from benchmarks.shapes import SHAPES, build_model, build_prompts, completions, sharpened
 
 # Float32 sums in another order, through four layers and the head.
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -21,11 +22,7 @@ CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 @pytest.fixture(scope="module")
 def step():
     shape = replace(SHAPES["tiny"], groups=2)
-    model = build_model(shape, torch.device("cpu"))
-    with torch.no_grad():  # the default initialisation is so small that attention would be all but uniform
-        for name, weight in model.named_parameters():
-            if weight.dim() > 1 and "language_model" in name:
-                weight.mul_(3.0)
+    model = sharpened(build_model(shape, torch.device("cpu")))
     return Step(shape, model, build_prompts(shape, model), completions(shape))
 
 
@@ -58,20 +55,6 @@ def test_the_normalizer_of_a_known_token_is_the_sum_over_the_vocabulary(step):
         torch.testing.assert_close(found, (here @ head.T).logsumexp(dim=-1), **CLOSE)
     # Rounded logits have another sum.
     assert log_normalizers(here.bfloat16(), row.tokens, scores.logps[place], head, temperature=1.0) is None
-
-
-def gradient(step, arm: str, scoring: bool) -> torch.Tensor:
-    """Of one step, which then leaves the weights as they were: the arms must start from the same ones."""
-    step.optimizer.step = step.optimizer.zero_grad = lambda: None
-    step.run(arm, rollout=False, scoring=scoring)
-    found = torch.cat([p.grad.flatten() for p in step.model.parameters() if p.grad is not None])
-    step.model.zero_grad()
-    del step.optimizer.step, step.optimizer.zero_grad
-    return found
-
-
-def relative(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).norm() / one.norm())
 
 
 @pytest.mark.parametrize("scoring", [True, False])
