@@ -82,9 +82,13 @@ def compare(shape: Shape, model: Any, args: argparse.Namespace) -> dict[str, Any
             on_gpu = step.device.type == "cuda"
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
+                standing = torch.cuda.memory_allocated()
             step.run(arm, rollout=rollout, scoring=scoring)
-            if on_gpu and not rollout:  # as on a CPU: the memory of training, not of the rollouts' cache
-                peaks[arm] = max(peaks.get(arm, 0.0), torch.cuda.max_memory_allocated() / 2**20)
+            # As on a CPU: of training, not of the rollouts' cache, above the model and the optimizer's state, which the
+            # first step makes.
+            if on_gpu and number and not rollout:
+                held = (torch.cuda.max_memory_allocated() - standing) / 2**20
+                peaks[arm] = max(peaks.get(arm, 0.0), held)
             timed[arm] = step.phases.take()
             print(f"round {number} {arm}: {_line(timed[arm])}", flush=True)
         longest = max(longest, time.perf_counter() - started)

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,10 @@ class Cell:
     def name(self) -> str:
         parts = (self.algorithm, "shared" if self.shared_prefix else "plain", "lora" if self.lora else "full")
         return self.folder or "-".join((*parts, "tied") if self.tied else parts)
+
+
+TIED = Cell("appo", True, False, tied=True)
+WHOLE = (*(Cell(*values) for values in product(ALGORITHMS, (True, False), (False, True))), TIED)
 
 
 def recipe_of(layout: str, dtype: str, cell: Cell) -> Any:

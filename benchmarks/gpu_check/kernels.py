@@ -55,8 +55,8 @@ class Bench:
         from benchmarks.shapes import SHAPES
 
         self.device = torch.device(place.device)
-        # On a GPU 3B's heads and widths, as wide as FlashAttention meets them; few layers and words, since float32 on the
-        # CPU runs the same.
+        # On a GPU 3B's heads and widths, as FlashAttention meets them; few layers and words, since float32 on the CPU
+        # runs the same.
         self.shape = (
             replace(
                 SHAPES["3b"], name="3b, 4 layers", layers=4, vision_layers=4, full_attention=(1, 3),

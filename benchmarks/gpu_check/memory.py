@@ -1,4 +1,4 @@
-"""What a training really holds at most, against what `appo plan` says it will: `benchmarks.plan_memory`, case by case."""
+"""What a training really holds at most, against what `appo plan` says it will: cases of `benchmarks.plan_memory`."""
 
 from __future__ import annotations
 

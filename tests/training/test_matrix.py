@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -22,7 +21,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.gpu_check import bounds
-from benchmarks.gpu_check.cells import ALGORITHMS, Cell, read, recipe_of
+from benchmarks.gpu_check.cells import ALGORITHMS, TIED, WHOLE, Cell, read, recipe_of
+from benchmarks.gpu_check.small_set import tied
 from tests.cpu_layouts import lifted
 from tests.tiers import LONG, long, short
 from tests.training.cells import Job
@@ -31,8 +31,6 @@ from tests.training.conftest import said
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 LAYOUTS, TYPES = ("one", "ddp", "fsdp2", "zero2", "zero3"), ("float32", "bfloat16")
-TIED = Cell("appo", True, False, tied=True)
-WHOLE = (*(Cell(*values) for values in product(ALGORITHMS, (True, False), (False, True))), TIED)
 # (layout, type) -> cells of `make test`. Values that are met less than twice fail a test below.
 CUT = {
     ("one", "bfloat16"): (Cell("appo", True, False), Cell("dapo", False, True)),
@@ -44,18 +42,6 @@ CUT = {
 # Updates of a cell: as many as the law asks for, and in the cut as many as show the same.
 STEPS = 10 if LONG else 3
 RESUMED_IN_CUT = ("fsdp2", "bfloat16")
-
-
-def tied(model: Path, folder: Path) -> Path:
-    """The same model with one matrix for both embeddings."""
-    from transformers import AutoModelForImageTextToText
-
-    shutil.copytree(model, folder)
-    made = AutoModelForImageTextToText.from_pretrained(model)
-    made.config.tie_word_embeddings = made.config.text_config.tie_word_embeddings = True
-    made.tie_weights()
-    made.save_pretrained(folder)
-    return folder
 
 
 def trained(lora: bool, name: str, **how: int) -> Cell:
