@@ -10,10 +10,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint format ui golden k8s-check images images-check clean
+.PHONY: help setup demo test quick lint format ui golden k8s-check gpu-check gpu-check-wheels images images-check clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
 
 setup: $(READY) ## the virtual environment with the locked packages (once; about two minutes)
 
@@ -54,6 +54,16 @@ golden: $(READY) ## rewrite the compiled pipelines that the tests compare with
 
 k8s-check: $(READY) ## every overlay builds and validates strictly against the Kubernetes schemas
 	@$(BIN)/pytest -q tests/k8s
+
+# Neither makes an environment: they run the Python that they are given.
+gpu-check: PYTHON ?= .venv/bin/python
+gpu-check: ## whoever has a GPU: kernels, training, speed and memory against their bounds, one table (ARGS=--cpu without)
+	@command -v "$(PYTHON)" >/dev/null || { echo "error: $(PYTHON): is no Python here; name one with PYTHON=..., or run make setup" >&2; exit 2; }
+	@$(PYTHON) -m benchmarks.gpu_check $(ARGS)
+
+gpu-check-wheels: PYTHON ?= .venv/bin/python
+gpu-check-wheels: ## what a GPU machine may lack, as wheels in build/gpu-check-wheels (FOR=3.12: its Python)
+	@$(PYTHON) -m benchmarks.gpu_check.wheels --python $(or $(FOR),3.12)
 
 images: ## the cpu and data images (buildah or docker)
 	@docker/build cpu data

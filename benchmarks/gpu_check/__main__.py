@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         packages.unpack(found.wheels, carried)
         sys.path.insert(0, str(carried))
         env = _environment(carried, cpu=args.cpu)
-        facts = _facts(env)
+        facts = {"gpu": False} if args.cpu else _facts(env)
         if isinstance(facts, str):
             print(facts, file=sys.stderr)
             return 2

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 ALGORITHMS = ("grpo", "dapo", "appo", "pa_grpo")
 # The paper's: a step of Adam that bfloat16 weights would not take.
@@ -105,12 +106,16 @@ class Watcher:
             self.trainer, self.before = trainer, masters(trainer)
 
     def scored(self, trainer: Any, logps: torch.Tensor) -> None:
+        import torch
+
         if trainer._loss_inputs is not None and trainer.state.global_step == 0:
             padded = torch.zeros(len(logps), 8)
             padded[:, : logps.shape[1]] = logps.detach().float().cpu()
             self.logps.append(trainer.accelerator.gather(padded))
 
     def write(self, path: Path) -> None:
+        import torch
+
         trainer, after = self.trainer, masters(self.trainer)  # collective
         types = sorted({str(p.dtype) for p in trainer._policy().parameters()})
         reference = trainer.ref_model and sorted({str(p.dtype) for p in trainer.ref_model.parameters()})
@@ -123,6 +128,8 @@ class Watcher:
 
 def masters(trainer: Any) -> dict[str, torch.Tensor]:
     """Float32 values of everything that trains, whole, wherever the layout keeps them. Collective."""
+    import torch
+
     from appo.training.layouts import whole_tensor
 
     trained = [(name, p) for name, p in trainer._policy().named_parameters() if p.requires_grad]
@@ -135,6 +142,8 @@ def masters(trainer: Any) -> dict[str, torch.Tensor]:
 
 def fix_rollouts() -> None:
     """Completions, verdicts of the judge and spans as functions of what they belong to."""
+    import torch
+
     import appo.policy.judge
     import appo.training.rewarding
     import appo.training.trainer
@@ -227,5 +236,7 @@ class Trainings:
 
 def read(folder: Path) -> dict[str, Any]:
     """What a cell left: see `Watcher.write`, and under "steps" its metrics line by line."""
+    import torch
+
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {**torch.load(folder / "cell.pt"), "steps": [json.loads(line) for line in lines]}

@@ -1,8 +1,8 @@
 """Fetches what a GPU machine may lack as wheels into one folder: `make gpu-check-wheels [FOR=3.12]`.
 
 The versions are those of requirements/cuda.lock. Large wheels are packed again, without what nothing here imports and
-with a stronger compression, which pip and Python's zipfile read as well: folder and sources together must stay below what
-a machine may be handed.
+with a stronger compression, which pip and Python's zipfile read as well: folder and sources together must stay below
+what a machine may be handed.
 
     python -m benchmarks.gpu_check.wheels [--python 3.12] [--out build/gpu-check-wheels]
 """
