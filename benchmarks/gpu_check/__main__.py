@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         carried = Path(folder) / "packages"
         packages.unpack(found.wheels, carried)
+        packages.prepare(carried)
         sys.path.insert(0, str(carried))
         env = _environment(carried, cpu=args.cpu)
         facts = {"gpu": False} if args.cpu else _facts(env)

@@ -133,6 +133,20 @@ def unpack(wheels: Sequence[Path], folder: Path) -> None:
                         entry.rename(folder / entry.name)
 
 
+def prepare(folder: Path) -> None:
+    """Let torchvision be imported from the folder, which has none of its compiled operators.
+
+    Its Python code wants two of them declared; on CPUs the environment does so (requirements/cpu_shims.py), here every
+    process that has the folder on its path, whatever torch is built for.
+    """
+    from requirements.cpu_shims import HOOK
+
+    only_on_cpus = "torch.version.cuda is None and torch.version.hip is None"
+    assert only_on_cpus in HOOK, "the hook of requirements/cpu_shims.py has changed"
+    if (folder / "torchvision").exists():
+        (folder / "sitecustomize.py").write_text(HOOK.replace(only_on_cpus, "True"), encoding="utf-8")
+
+
 def needed(wheel: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The members of a wheel that are imported here."""
     left = LEFT_OUT.get(_name(wheel.name.split("-")[0]), ())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -47,6 +48,10 @@ def make(folder: Path, packages: set[str]) -> Path:
             link = site / top.name
             if not link.exists():
                 link.symlink_to(top)
+    if "torchvision" in packages:  # built for another torch than this environment's: see requirements/cpu_shims.py
+        ours = Path(sysconfig.get_path("purelib"))
+        for shim in ours.glob("appo_torchvision_on_cpu.*"):
+            (site / shim.name).symlink_to(shim)
     return folder / "bin" / "python"
 
 
