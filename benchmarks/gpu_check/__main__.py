@@ -50,11 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(found.problems), file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-        carried = Path(folder) / "packages"
+        # dill, by which datasets names its tables, takes modules for somebody's own code where no folder above them has
+        # this name, and pickles them whole.
+        site = Path(folder) / "site-packages"
+        carried = site / "carried"
         packages.unpack(found.wheels, carried)
         packages.prepare(carried)
         sys.path.insert(0, str(carried))
-        env = _environment(carried, cpu=args.cpu)
+        env = _environment(site, carried, cpu=args.cpu)
         facts = {"gpu": False} if args.cpu else _facts(env)
         if isinstance(facts, str):
             print(facts, file=sys.stderr)
@@ -138,9 +141,11 @@ def _report(device: str, facts: dict[str, Any], found: packages.Found) -> Report
     return Report(device, machine, replaced, notes)
 
 
-def _environment(carried: Path, *, cpu: bool) -> dict[str, str]:
+def _environment(site: Path, carried: Path, *, cpu: bool) -> dict[str, str]:
     """Of every process: this repository, carried packages first, no hub, one GPU at most."""
-    before = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    before = [
+        _linked(Path(place), site) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place
+    ]
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return {
         **os.environ,
@@ -151,6 +156,16 @@ def _environment(carried: Path, *, cpu: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _linked(place: Path, site: Path) -> str:
+    """A folder of packages (`pip install --target`) by a name below `site`; this repository keeps its own."""
+    if place.resolve() == packages.ROOT or not place.is_dir():
+        return str(place)
+    site.mkdir(exist_ok=True)
+    link = site / f"{len(list(site.iterdir()))}-{place.name}"
+    link.symlink_to(place.resolve(), target_is_directory=True)
+    return str(link)
 
 
 def _facts(env: dict[str, str]) -> dict[str, Any] | str:

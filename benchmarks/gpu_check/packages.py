@@ -44,7 +44,7 @@ CARRIED = (
 # What nothing here uses, by far the larger part. torchvision's compiled operators would fit one torch alone.
 LEFT_OUT = {
     "torchvision": ("torchvision/*.so", "torchvision.libs/*"),
-    "pyarrow": ("pyarrow/include/*", "pyarrow/tests/*", "pyarrow/*flight*", "pyarrow/*substrait*"),
+    "pyarrow": ("pyarrow/include/*", "pyarrow/tests/*", "pyarrow/*flight*"),
     "pandas": ("pandas/tests/*",),
 }
 

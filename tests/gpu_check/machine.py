@@ -48,7 +48,9 @@ def make(folder: Path, packages: set[str]) -> Path:
             link = site / top.name
             if not link.exists():
                 link.symlink_to(top)
-    if "torchvision" in packages:  # built for another torch than this environment's: see requirements/cpu_shims.py
+    if (
+        "torchvision" in packages
+    ):  # built for another torch than this environment's: see requirements/cpu_shims.py
         ours = Path(sysconfig.get_path("purelib"))
         for shim in ours.glob("appo_torchvision_on_cpu.*"):
             (site / shim.name).symlink_to(shim)
