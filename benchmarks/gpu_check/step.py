@@ -1,7 +1,7 @@
 """A training step at the 3B shape, ours against plain: `benchmarks.training_step` with bounds.
 
 Ratios within one run alone: what a machine does in a second is its own affair. On a CPU the shape is the one of
-`benchmarks.shapes` for CPUs, with half its layers.
+`benchmarks.shapes` for CPUs.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SPEED, MEMORY, APPO = (
     "step: memory of ours against plain",
     "step: our APPO against our DAPO, whole step",
 )
-# Counting says 3.5 at 3B; a GPU also pays for bandwidth and launches.
-AT_LEAST_AS_FAST = 2.5
-APPO_AT_LEAST = 0.97
+# Counting says 4.1 at the CPU's shape and 3.5 at 3B, and a GPU also pays for bandwidth and launches.
+AT_LEAST_AS_FAST = {"cpu": 3.0, "cuda": 2.5}
+# At the CPU's shape every token is chosen by some frame and the head is a sixth of the model: the worst case.
+APPO_AT_LEAST = {"cpu": 0.9, "cuda": 0.97}
 # Of plain's, above the model and the optimizer's state. At the CPU's shape that is activations; at 3B gradients and the
 # rounded weights, the same in both, are most of it.
 MEMORY_AT_MOST = {"cpu": 0.4, "cuda": 1.0}
 # Of a GPU's free memory, what the plan may fill: it knows the larger part of a step, not the allocator's waste.
 FILLED = 0.85
-CPU_LAYERS = 4
-ROUNDS = {"cpu": 3, "cuda": 5}
+ROUNDS = {"cpu": 2, "cuda": 5}
 BUDGET_S = {"cpu": 90, "cuda": 120}
 
 
@@ -69,7 +69,6 @@ def measure(place: Place) -> dict[str, tuple[Measure, ...]]:
         torch.set_num_threads(
             1
         )  # two wait for one another where a machine has other work, and ratios with them
-        shape = resized(shape, layers=CPU_LAYERS)
     args = ["--rounds", str(ROUNDS[place.device]), "--budget-s", str(BUDGET_S[place.device])]
     parsed = training_step._parser().parse_args([*args, "--arms", *ARMS])
     found = training_step.compare(shape, build_model(shape, device), parsed)
@@ -84,9 +83,14 @@ def measure(place: Place) -> dict[str, tuple[Measure, ...]]:
     return {
         SPEED: (
             Measure(
-                "our DAPO times as fast", _ratio(found["rounds"], "dapo"), AT_LEAST_AS_FAST, at_most=False
+                "our DAPO times as fast",
+                _ratio(found["rounds"], "dapo"),
+                AT_LEAST_AS_FAST[place.device],
+                at_most=False,
             ),
-            Measure("our APPO", _ratio(found["rounds"], "appo"), AT_LEAST_AS_FAST, at_most=False),
+            Measure(
+                "our APPO", _ratio(found["rounds"], "appo"), AT_LEAST_AS_FAST[place.device], at_most=False
+            ),
             Measure("counted", found["counted"]["plain_dapo"] / found["counted"]["dapo"]),
             Measure("plain DAPO", training["plain_dapo"], unit=" s"),
             size,
@@ -98,7 +102,7 @@ def measure(place: Place) -> dict[str, tuple[Measure, ...]]:
             size,
         ),
         APPO: (
-            Measure("samples a second", whole[0] / whole[1], APPO_AT_LEAST, at_most=False),
+            Measure("samples a second", whole[0] / whole[1], APPO_AT_LEAST[place.device], at_most=False),
             Measure("our DAPO", whole[0], unit=" s"),
             Measure("attention and weights", training["appo"] - training["dapo"], unit=" s"),
             size,
