@@ -149,9 +149,11 @@ def _row(entry: dict[str, Any]) -> str:
 def run(case: Case) -> dict[str, Any]:
     """Predicted and measured bytes of one case, in this process."""
     from appo.config import load_recipe
+    from appo.modeling import cpu_bfloat16
     from appo.planning.memory import moments
     from appo.planning.setting import on_cpu, settings_of
 
+    cpu_bfloat16.needed = lambda: False  # its copies in float32 are no part of what a GPU holds
     with tempfile.TemporaryDirectory() as folder:
         recipe = load_recipe("demo", case.overrides)
         manifest, model = _prepare(recipe, SHAPES[case.model], Path(folder))

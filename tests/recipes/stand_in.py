@@ -93,7 +93,7 @@ def make_stand_in(name: str, template: str, folder: Path) -> Path:
 
 @cache
 def _taught(template: str) -> dict[str, Any]:
-    """Weights that answer as `template` asks, in bfloat16. Taught with tied embeddings; an untied model takes them too."""
+    """Weights that answer as `template` asks, in bfloat16; of tied embeddings, and an untied model takes them."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     tokenizer = _tokenizer(template)
