@@ -12,25 +12,7 @@ import pytest
 import torch
 
 from appo.config import Recipe, load_recipe
-
-OVERRIDES = (
-    "data.key_moment.train=32",
-    "data.key_moment.validation=2",
-    "data.key_moment.test=2",
-    "data.key_moment.easy_train=4",
-    "policy.num_generations=4",
-    "policy.max_completion_length=8",
-    "training.prompts_per_step=4",
-    "training.max_steps=2",
-    "training.learning_rate=1e-3",
-    "perception.k3=4",
-    "policy.reward_weights={accuracy: 1.0}",
-)
-
-
-def pseudo_accuracy(text: str, _sample: object) -> float:
-    """Differs between completions of an untrained model, which never answers: a checksum of the text."""
-    return float(sum(text.encode()) % 3 == 0)
+from benchmarks.cells import OVERRIDES, pseudo_accuracy
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
@@ -79,19 +61,9 @@ class Bench:
 @pytest.fixture(scope="session")
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(manifest, model folder) that tests share and do not write to."""
-    from appo.data.assemble import assemble
-    from appo.data.manifest import read_manifest
-    from appo.data.messages import prompt_messages
-    from appo.training import tiny
+    from benchmarks.cells import small_set as make
 
-    folder = tmp_path_factory.mktemp("small_set")
-    recipe = load_recipe("demo", list(OVERRIDES))
-    manifest = assemble(recipe, folder / "data", progress=False).manifest
-    texts = [prompt_messages(s, "bare")[0]["content"][-1]["text"] for s in read_manifest(manifest).samples]
-    tokenizer = tiny.make_tokenizer(texts)
-    model = tiny.make_model(tokenizer, seed=0)
-    tiny.save(model, tiny.make_processor(tokenizer, recipe.video), folder / "model")
-    return manifest, folder / "model"
+    return make(tmp_path_factory.mktemp("small_set"))
 
 
 @pytest.fixture

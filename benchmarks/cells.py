@@ -1,16 +1,19 @@
 """One launch of the matrix: trainings of one layout and type, one after another, on fixed completions.
 
-Run by `accelerate launch`, or alone for one process. What rollouts would draw is a function of the sample and the
-member, so that every cell scores and trains on the same tokens with the same rewards, and log-probabilities, gradients
-and updates can be compared between layouts and types.
+For the matrix of tests/training/test_matrix.py and for `make gpu-check`, so it imports nothing of tests but for sharded
+layouts on CPUs. Run by `accelerate launch`, or alone for one process. What rollouts would draw is a function of the
+sample and the member, so that every cell scores and trains on the same tokens with the same rewards, and
+log-probabilities, gradients and updates can be compared between layouts and types.
 
-    python -m tests.training.cells JOB      JOB: JSON, see `Job`
+    python -m benchmarks.cells JOB      JOB: JSON, see `Job`
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import asdict, dataclass
@@ -20,6 +23,55 @@ from typing import Any
 import torch
 
 ALGORITHMS = ("grpo", "dapo", "appo", "pa_grpo")
+OVERRIDES = (
+    "data.key_moment.train=32",
+    "data.key_moment.validation=2",
+    "data.key_moment.test=2",
+    "data.key_moment.easy_train=4",
+    "policy.num_generations=4",
+    "policy.max_completion_length=8",
+    "training.prompts_per_step=4",
+    "training.max_steps=2",
+    "training.learning_rate=1e-3",
+    "perception.k3=4",
+    "policy.reward_weights={accuracy: 1.0}",
+)
+
+
+def pseudo_accuracy(text: str, _sample: object) -> float:
+    """Differs between completions of an untrained model, which never answers: a checksum of the text."""
+    return float(sum(text.encode()) % 3 == 0)
+
+
+def small_set(folder: Path) -> tuple[Path, Path]:
+    """Make a small key-moment set and an untrained tiny model: (manifest, model folder)."""
+    from appo.config import load_recipe
+    from appo.data.assemble import assemble
+    from appo.data.manifest import read_manifest
+    from appo.data.messages import prompt_messages
+    from appo.training import tiny
+
+    recipe = load_recipe("demo", list(OVERRIDES))
+    manifest = assemble(recipe, folder / "data", progress=False).manifest
+    texts = [prompt_messages(s, "bare")[0]["content"][-1]["text"] for s in read_manifest(manifest).samples]
+    tokenizer = tiny.make_tokenizer(texts)
+    model = tiny.make_model(tokenizer, seed=0)
+    tiny.save(model, tiny.make_processor(tokenizer, recipe.video), folder / "model")
+    return manifest, folder / "model"
+
+
+def tied(model: Path, folder: Path) -> Path:
+    """The same model with one matrix for both embeddings."""
+    from transformers import AutoModelForImageTextToText
+
+    shutil.copytree(model, folder)
+    made = AutoModelForImageTextToText.from_pretrained(model)
+    made.config.tie_word_embeddings = made.config.text_config.tie_word_embeddings = True
+    made.tie_weights()
+    made.save_pretrained(folder)
+    return folder
+
+
 # The paper's: a step of Adam that bfloat16 weights would not take.
 LEARNING_RATE = 1e-6
 
@@ -68,9 +120,20 @@ class Job:
         return cls(**{**values, "cells": [Cell(**cell) for cell in values["cells"]]})
 
 
+def every_cell() -> tuple[Cell, ...]:
+    """The matrix's, of one layout and type: algorithms x shared prefix x adapters, and one with tied embeddings."""
+    crossed = itertools.product(ALGORITHMS, (True, False), (False, True))
+    return (*(Cell(*values) for values in crossed), Cell("appo", True, False, tied=True))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What a cell left."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return {**torch.load(folder / "cell.pt"), "steps": [json.loads(line) for line in lines]}
+
+
 def recipe_of(layout: str, dtype: str, cell: Cell) -> Any:
     from appo.config import load_recipe
-    from tests.training.conftest import OVERRIDES
 
     settings = [
         f"model.dtype={dtype}",
@@ -96,12 +159,13 @@ class Watcher:
         self.before: dict[str, torch.Tensor] = {}
 
     def step_begins(self, trainer: Any) -> None:
-        from tests.cpu_layouts import assert_ran
-
         if self.cell.killed_after is not None and trainer.state.global_step == self.cell.killed_after:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.trainer is None:
-            assert_ran(trainer, "ddp" if self.layout == "one" else self.layout)
+            if self.layout != "one":
+                from tests.cpu_layouts import assert_ran
+
+                assert_ran(trainer, self.layout)
             self.trainer, self.before = trainer, masters(trainer)
 
     def scored(self, trainer: Any, logps: torch.Tensor) -> None:
@@ -137,7 +201,6 @@ def fix_rollouts() -> None:
     import appo.training.rewarding
     import appo.training.trainer
     from appo.training.sampling import stream_seed
-    from tests.training.conftest import pseudo_accuracy
 
     drawn = appo.training.trainer.VideoGRPOTrainer._roll_out
 
