@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint format ui golden k8s-check images images-check clean
+.PHONY: help setup demo test quick lint format gpu-check gpu-check-bundle ui golden k8s-check images images-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -45,6 +45,13 @@ lint: $(READY) ## ruff, mypy, import contracts, shell scripts, Dockerfiles
 format: $(READY) ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# No environment is made for it: any Python with torch, transformers, accelerate and peft will do.
+gpu-check: ## on a machine with a GPU (ARGS=--cpu: without): kernels, matrix in bfloat16, memory, speed; PYTHON=...
+	@$(or $(PYTHON),$(BIN)/python) -m benchmarks.gpu_check $(ARGS)
+
+gpu-check-bundle: $(READY) ## what gpu-check carries to a machine without network: build/gpu-check
+	@$(BIN)/python -m benchmarks.gpu_check.bundle $(ARGS)
 
 ui: $(READY) ## MLflow's pages over the demo's runs (http://127.0.0.1:5000)
 	@$(BIN)/appo ui

@@ -43,8 +43,8 @@ def pseudo_accuracy(text: str, _sample: object) -> float:
     return float(sum(text.encode()) % 3 == 0)
 
 
-def small_set(folder: Path) -> tuple[Path, Path]:
-    """Make a small key-moment set and an untrained tiny model: (manifest, model folder)."""
+def small_set(folder: Path, manifest: Path | None = None) -> tuple[Path, Path]:
+    """A small key-moment set, made unless its manifest is given, and an untrained model of it: (manifest, folder)."""
     from appo.config import load_recipe
     from appo.data.assemble import assemble
     from appo.data.manifest import read_manifest
@@ -52,7 +52,8 @@ def small_set(folder: Path) -> tuple[Path, Path]:
     from appo.training import tiny
 
     recipe = load_recipe("demo", list(OVERRIDES))
-    manifest = assemble(recipe, folder / "data", progress=False).manifest
+    if manifest is None:
+        manifest = assemble(recipe, folder / "data", progress=False).manifest
     texts = [prompt_messages(s, "bare")[0]["content"][-1]["text"] for s in read_manifest(manifest).samples]
     tokenizer = tiny.make_tokenizer(texts)
     model = tiny.make_model(tokenizer, seed=0)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
+CARRIED = Path(__file__).parents[1] / "build" / "gpu-check" / "sets"
 SHAPES = {
     "tiny": {},
     "27M": {
@@ -148,6 +149,8 @@ def _row(entry: dict[str, Any]) -> str:
 
 def run(case: Case) -> dict[str, Any]:
     """Predicted and measured bytes of one case, in this process."""
+    import torch
+
     from appo.config import load_recipe
     from appo.modeling import cpu_bfloat16
     from appo.planning.memory import moments
@@ -159,7 +162,7 @@ def run(case: Case) -> dict[str, Any]:
         manifest, model = _prepare(recipe, SHAPES[case.model], Path(folder))
         planned = load_recipe("demo", [*case.overrides, f"model.path={model}"])
         settings, load, _ = settings_of(planned, 1)
-        (setting,) = on_cpu(settings)
+        (setting,) = settings if torch.cuda.is_available() else on_cpu(settings)
         found = moments(setting, load)
         measured = _train(planned, case.algorithm, manifest, model, Path(folder) / "out", load.prompt)
     largest: dict[str, float] = {}
@@ -178,7 +181,10 @@ def _prepare(recipe: Any, shape: dict[str, int], folder: Path) -> tuple[Path, Pa
     from appo.modeling.architecture import TinyShape
     from appo.training import tiny
 
-    manifest = assemble(recipe, folder / "data", progress=False).manifest
+    # Carried to machines without a video decoder (benchmarks.gpu_check.bundle).
+    manifest = CARRIED / f"plan-{recipe.data.key_moment.size}" / "manifest.jsonl"
+    if not manifest.exists():
+        manifest = assemble(recipe, folder / "data", progress=False).manifest
     texts = [prompt_messages(s, "bare")[0]["content"][-1]["text"] for s in read_manifest(manifest).samples]
     tokenizer = tiny.make_tokenizer(texts)
     model = tiny.make_model(tokenizer, seed=0, shape=TinyShape(**shape))
@@ -242,18 +248,26 @@ def _train(
 
 
 class Watch:
-    """Bytes of live tensors between `start` and `stop`."""
+    """Bytes of live tensors between `start` and `stop`: torch's own count on a GPU, the profiler's on a CPU."""
 
     def start(self) -> None:
+        import torch
         from torch.profiler import ProfilerActivity, profile
 
         gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            return
         self._before = _live_bytes()
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self._profile.__enter__()
 
     def stop(self) -> float:
         """The most since `start`."""
+        import torch
+
+        if torch.cuda.is_available():
+            return float(torch.cuda.max_memory_allocated())
         self._profile.__exit__(None, None, None)
         events = [e for e in self._profile.profiler.kineto_results.events() if e.name() == "[memory]"]
         changes = (e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
