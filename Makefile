@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint format gpu-check gpu-check-bundle ui golden k8s-check images images-check clean
+.PHONY: help setup demo test quick soak lint format gpu-check gpu-check-bundle ui golden k8s-check images images-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -33,6 +33,9 @@ test: $(READY) ## import contracts and every test
 
 quick: $(READY) ## the tests that need neither training nor engines nor servers
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+soak: $(READY) ## random recipes, kills, overrides and packings for APPO_SOAK_MINUTES (10), from APPO_SEED (0); never in CI
+	@APPO_SOAK=1 $(BIN)/pytest -n 0 -s -q tests/soak $(ARGS)
 
 lint: $(READY) ## ruff, mypy, import contracts, shell scripts, Dockerfiles
 	$(BIN)/ruff check $(SOURCES)
