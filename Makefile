@@ -10,10 +10,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint format ui golden k8s-check gpu-check gpu-check-wheels images images-check clean
+.PHONY: help setup demo test quick soak lint format gpu-check gpu-check-bundle ui golden k8s-check images images-check clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(READY) ## the virtual environment with the locked packages (once; about two minutes)
 
@@ -34,6 +34,9 @@ test: $(READY) ## import contracts and every test
 quick: $(READY) ## the tests that need neither training nor engines nor servers
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
+soak: $(READY) ## random recipes, kills, overrides and packings for APPO_SOAK_MINUTES (10), from APPO_SEED (0); never in CI
+	@APPO_SOAK=1 $(BIN)/pytest -n 0 -s -q tests/soak $(ARGS)
+
 lint: $(READY) ## ruff, mypy, import contracts, shell scripts, Dockerfiles
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -46,6 +49,15 @@ format: $(READY) ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+# No environment is made for them: any Python with torch, transformers, accelerate and peft will do.
+gpu-check gpu-check-bundle: PYTHON ?= $(BIN)/python
+gpu-check: ## on a machine with a GPU (ARGS=--cpu: without): kernels, matrix in bfloat16, memory, speed; PYTHON=...
+	@command -v "$(PYTHON)" >/dev/null || { echo "error: $(PYTHON): there is no such Python; name one with PYTHON=..., or run make setup" >&2; exit 2; }
+	@$(PYTHON) -m benchmarks.gpu_check $(ARGS)
+
+gpu-check-bundle: ## what gpu-check carries to a machine without network: wheels in build/gpu-check (ARGS="--python 3.12")
+	@$(PYTHON) -m benchmarks.gpu_check.bundle $(ARGS)
+
 ui: $(READY) ## MLflow's pages over the demo's runs (http://127.0.0.1:5000)
 	@$(BIN)/appo ui
 
@@ -54,16 +66,6 @@ golden: $(READY) ## rewrite the compiled pipelines that the tests compare with
 
 k8s-check: $(READY) ## every overlay builds and validates strictly against the Kubernetes schemas
 	@$(BIN)/pytest -q tests/k8s
-
-# Neither makes an environment: they run the Python that they are given.
-gpu-check: PYTHON ?= .venv/bin/python
-gpu-check: ## whoever has a GPU: kernels, training, speed and memory against their bounds, one table (ARGS=--cpu without)
-	@command -v "$(PYTHON)" >/dev/null || { echo "error: $(PYTHON): is no Python here; name one with PYTHON=..., or run make setup" >&2; exit 2; }
-	@$(PYTHON) -m benchmarks.gpu_check $(ARGS)
-
-gpu-check-wheels: PYTHON ?= .venv/bin/python
-gpu-check-wheels: ## what a GPU machine may lack, as wheels in build/gpu-check-wheels (FOR=3.12: its Python)
-	@$(PYTHON) -m benchmarks.gpu_check.wheels --python $(or $(FOR),3.12)
 
 images: ## the cpu and data images (buildah or docker)
 	@docker/build cpu data

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from appo.config import Recipe, parse_recipe
-from appo.errors import UserError
+from appo.errors import SettingError, UserError
 
 GIB = 1 << 30
 SAMPLED_EVERY_S = 0.02
@@ -63,20 +63,27 @@ class Rehearsal:
 
 
 def rehearse(recipe: Recipe, *, layers: int | None = None, progress: bool = True) -> Rehearsal:
-    """Run every stage in a folder that is removed afterwards. Raises RehearsalError, and UnknownArchitecture."""
+    """Run every stage in a folder that is removed afterwards. Raises RehearsalError, SettingError,
+    and UnknownArchitecture.
+    """
     from appo.modeling.architecture import architecture_of
 
     architecture = architecture_of(str(recipe.model.path))
+    if layers is not None and not 1 <= layers <= architecture.text.layers:
+        raise SettingError(
+            f"--layers {layers}: {recipe.model.path} has {architecture.text.layers}; give 1 to all of them"
+        )
     with tempfile.TemporaryDirectory(prefix="appo-rehearse-") as folder:
         small = rehearsed(recipe, Path(folder) / "model")
         phases: list[Phase] = []
-        parameters, peak = 0, 0.0
+        parameters, peak, plan = 0, 0.0, dict[str, float]()
         for stage in STAGES:
             if progress:
                 print(f"> {stage}", file=sys.stderr, flush=True)
             found = _run(stage, small, Path(folder), {"layers": layers, "model": recipe.model.path})
             parameters = found.get("parameters", parameters)
-            phases += [Phase(**phase) for phase in found["phases"]]
+            plan = plan or planned(small)  # of the checkpoint that the first stage has made
+            phases += [Phase(**phase, planned_gib=plan.get(phase["name"])) for phase in found["phases"]]
             peak = max(peak, found["peak_gib"])
     depth = architecture.text.layers if layers is None else layers
     return Rehearsal(recipe.name, parameters, depth, tuple(phases), round(peak, 2), ESTIMATES)
@@ -85,8 +92,32 @@ def rehearse(recipe: Recipe, *, layers: int | None = None, progress: bool = True
 ESTIMATES = (
     "prompt tokens beside the video: the tokenizer is byte-level, a published one needs about a third as many",
     f"completions: {COMPLETIONS} of {TOKENS} tokens; seconds and memory of rollouts and updates grow with both",
-    "seconds: of this CPU; memory of a process, not of a GPU",
+    "seconds: of this CPU; peaks: of a whole process, about 1 GiB of programs included, planned: of its tensors alone",
 )
+
+
+# Phase of a training, as its records name it -> the moments of the plan that lie in it.
+MOMENTS = {
+    "load and look": ("look", "encode"),
+    "look": ("look",),
+    "rollout": ("rollout",),
+    "scoring": ("score",),
+    "update": ("update", "optimizer"),
+}
+
+
+def planned(recipe: Recipe) -> dict[str, float]:
+    """GiB of tensors by phase of the rehearsed training, as `appo plan` counts them for a CPU."""
+    from appo.planning.memory import moments
+    from appo.planning.setting import on_cpu, settings_of
+
+    settings, load, _ = settings_of(recipe, 1)
+    found = [moment for setting in on_cpu(settings) for moment in moments(setting, load)]
+    return {
+        phase: round(max(totals), 4)
+        for phase, names in MOMENTS.items()
+        if (totals := [moment.total / GIB for moment in found if moment.name.startswith(names)])
+    }
 
 
 def rehearsed(recipe: Recipe, model: Path) -> Recipe:

@@ -34,6 +34,7 @@ def collected_once():
 # six times as slow once torch and transformers are loaded. Then the long ones, so that no worker is left alone with
 # one of them at the end.
 ORDER = (
+    *("test_matrix", "test_as_shipped"),  # a quarter of an hour each, where long tests run
     *("test_whole_pipeline", "test_retrain", "test_cluster", "test_compile", "test_local", "test_parameters"),
     *("test_checks", "test_table"),
     *("test_mlflow_server", "test_tracker", "test_bad_days", "test_closing"),

@@ -23,11 +23,12 @@ TYPES = (
 )  # the last as under LoRA; else float32 masters under autocast
 PROBE = {f"probe against eager: {t}, {layout}": (t, layout) for t in TYPES for layout in ("packed", "plain")}
 PACKED = {f"packed against plain: {t}": t for t in TYPES}
+ALONE = "probe against eager in float64: 3B's heads, the longest prompts"
 WEIGHTS, KERNELS = "token weights against float64: bfloat16", "attention kernels: bfloat16, packed"
 
 
 def rows(place: Place) -> list[str]:
-    return [*PROBE, *PACKED, WEIGHTS, KERNELS]
+    return [ALONE, *PROBE, *PACKED, WEIGHTS, KERNELS]
 
 
 def run(
@@ -72,7 +73,7 @@ class Bench:
             return self._probe(*PROBE[name])
         if name in PACKED:
             return self._packed(PACKED[name])
-        return self._weights() if name == WEIGHTS else self._kernels()
+        return {ALONE: self._alone, WEIGHTS: self._weights, KERNELS: self._kernels}[name]()
 
     @cached_property
     def reference(self) -> Any:
@@ -139,6 +140,39 @@ class Bench:
         attention, logps = (torch.cat(parts) for parts in zip(*found, strict=True))
         return attention, logps
 
+    def _alone(self) -> tuple[Measure, ...]:
+        """The probe's arithmetic without a model: Qwen2.5-VL-3B's heads, 4,096 keys, and what it holds of a GPU."""
+        import torch
+
+        from appo.perception.probe import attention_to_frames
+        from benchmarks.gpu_check import bounds
+
+        heads, kv_heads, width, frames, chunk_mib = 16, 2, 128, 15, 64
+        length, keys = (512, 4096) if self.device.type == "cuda" else (64, 1024)
+        generator = torch.Generator().manual_seed(0)
+        queries, cache = (
+            torch.randn(1, h, n, width, generator=generator).to(self.device, torch.bfloat16)
+            for h, n in ((heads, length), (kv_heads, keys))
+        )
+        visible = torch.ones(length, keys, dtype=torch.bool, device=self.device).tril(keys - length)
+        frame_of_key = (torch.arange(keys, device=self.device) * frames // keys).expand(1, -1)
+        with torch.autocast(self.device.type, torch.bfloat16):  # of which it takes no notice
+            found, held = _holding(
+                lambda: attention_to_frames(
+                    queries, cache, visible, frame_of_key, frames,
+                    scaling=width**-0.5, chunk_bytes=chunk_mib << 20,
+                )
+            )  # fmt: skip
+        repeated = cache.double().repeat_interleave(heads // kv_heads, dim=1)
+        scores = (queries.double() @ repeated.transpose(-1, -2) * width**-0.5).masked_fill(
+            ~visible, float("-inf")
+        )
+        members = torch.nn.functional.one_hot(frame_of_key[0], frames).double()
+        exact = scores.softmax(-1).mean(1) @ (members / members.sum(0))
+        # bfloat16 queries and keys are exact in float32; only sums of some hundred terms round.
+        measures = (Measure("off by", bounds.relative(found, exact), bounds.EXACT),)
+        return measures if held is None else (*measures, Measure("held", held, 1.25 * chunk_mib, unit=" MiB"))
+
     def _probe(self, kind: str, layout: str) -> tuple[Measure, ...]:
         from benchmarks.gpu_check import bounds
 
@@ -157,6 +191,7 @@ class Bench:
 
     def _packed(self, kind: str) -> tuple[Measure, ...]:
         from benchmarks.arms import gradient
+        from benchmarks.cell_distances import GRADIENT
         from benchmarks.gpu_check import bounds
 
         step = self.step(kind)
@@ -169,7 +204,7 @@ class Bench:
                 Measure(
                     "gradients apart by",
                     bounds.relative(gradients[1], gradients[0]),
-                    bounds.GRADIENT["bfloat16"],
+                    GRADIENT["bfloat16"],
                 ),
             )
         plain_way, packed_way = (bounds.relative(found, self.exact["gradient"]) for found in gradients)
@@ -238,6 +273,18 @@ class Bench:
             Measure("share on FlashAttention", flash / asked["calls"], 1.0, at_most=False),
             Measure("calls", asked["calls"]),
         )
+
+
+def _holding(call: Callable[[], Any]) -> tuple[Any, float | None]:
+    """What a call gives, and the most MiB of a GPU's memory that it held meanwhile; None on a CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return call(), None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = call()
+    return found, (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def _operators() -> Any:

@@ -31,23 +31,19 @@ def rows(place: Place) -> list[str]:
 
 
 def _cells() -> dict[str, Any]:
-    from benchmarks.gpu_check.cells import WHOLE
+    from benchmarks.cells import every_cell
 
     def name(cell: Any) -> str:
         how = ("shared" if cell.shared_prefix else "plain", "LoRA" if cell.lora else "full")
         return ", ".join((f"matrix: {cell.algorithm}", *how, *(("tied",) if cell.tied else ())))
 
-    return {name(cell): replace(cell, steps=STEPS) for cell in WHOLE}
+    return {name(cell): replace(cell, steps=STEPS) for cell in every_cell()}
 
 
 def run(
     names: Sequence[str], place: Place, began: Callable[[str], None], done: Callable[[Row], None]
 ) -> None:
-    from appo.startup import UNUSED_BY_TRAINING, heavy_imports, leave_out
-
-    leave_out("deepspeed")
-    with heavy_imports(without=UNUSED_BY_TRAINING):
-        from benchmarks.gpu_check.cells import Trainings
+    from benchmarks.cells import Trainings
 
     manifest, models = _prepared(place.path)
     cells = _cells()
@@ -57,7 +53,7 @@ def run(
             began(name)
             start = time.perf_counter()
             try:
-                measures = _measure(trainings, cells[name], models, place.path, reference)
+                measures = _measure(trainings, cells[name], models, place, reference)
                 done(Row(name, measures, time.perf_counter() - start))
             except Exception as error:
                 done(failed(name, error, time.perf_counter() - start))
@@ -68,16 +64,16 @@ def run(
 def _prepared(folder: Path) -> tuple[Path, dict[bool, str]]:
     """The manifest and the models, by whether embeddings are tied; made once in the folder."""
     from appo.config import load_recipe
+    from benchmarks.cells import OVERRIDES, tied
     from benchmarks.gpu_check import small_set
-    from benchmarks.gpu_check.cells import OVERRIDES
 
     place = folder / "set"
-    manifest, model, tied = place / "data" / "manifest.jsonl", place / "model", place / "tied"
+    manifest, model, one = place / "data" / "manifest.jsonl", place / "model", place / "tied"
     if not (place / "whole").exists():
         small_set.write(load_recipe("demo", list(OVERRIDES)), place)
-        small_set.tied(model, tied)
+        tied(model, one)
         (place / "whole").touch()
-    return manifest, {False: str(model), True: str(tied)}
+    return manifest, {False: str(model), True: str(one)}
 
 
 def _check_place(trainer: Any, place: Place) -> None:
@@ -92,20 +88,28 @@ def _check_place(trainer: Any, place: Place) -> None:
 
 
 def _measure(
-    trainings: Any, cell: Any, models: dict[bool, str], folder: Path, reference: Callable[[Any], Path]
+    trainings: Any, cell: Any, models: dict[bool, str], place: Place, reference: Callable[[Any], Path]
 ) -> tuple[Measure, ...]:
-    from benchmarks.gpu_check import bounds
-    from benchmarks.gpu_check.cells import read
+    from benchmarks import cell_distances as bounds
+    from benchmarks.cells import read
 
-    out = folder / DTYPE / cell.name
-    trainings.run(cell, models[cell.tied], out)
+    out = place.path / DTYPE / cell.name
+    _check_place(trainings.run(cell, models[cell.tied], out), place)
     found = read(out)
     if found["types"] != (wanted := bounds.wanted_types("one", DTYPE, cell.lora)):
         raise RuntimeError(f"parameters are {found['types']}, not {wanted}")
     judge = bounds.wanted_reference(DTYPE, cell.algorithm, cell.lora)
     if found["reference"] != judge:
         raise RuntimeError(f"the reference model's parameters are {found['reference']}, not {judge}")
-    return bounds.training(found, read(reference(cell)), DTYPE)
+    apart = bounds.distances(found, read(reference(cell)))
+    if not apart.finite:
+        raise RuntimeError("a loss is not finite")
+    return (
+        Measure("log-probabilities off by", apart.logps, bounds.LOGPS[DTYPE]),
+        Measure("gradient", apart.gradient, bounds.GRADIENT[DTYPE]),
+        Measure("entries moved", apart.changed, bounds.CHANGED, at_most=False),
+        Measure("move", apart.moved, bounds.MOVED),
+    )
 
 
 @contextmanager
@@ -146,14 +150,10 @@ def _reference(
 
 
 def main(path: str) -> None:
-    from appo.startup import UNUSED_BY_TRAINING, heavy_imports, leave_out
-
-    leave_out("deepspeed")
-    with heavy_imports(without=UNUSED_BY_TRAINING):
-        from benchmarks.gpu_check.cells import Cell, Trainings
+    from benchmarks.cells import Cell, Trainings
 
     job = json.loads(Path(path).read_text(encoding="utf-8"))
-    trainings = Trainings("one", "float32", Path(job["manifest"]), placed=lambda *_: None)
+    trainings = Trainings("one", "float32", Path(job["manifest"]))
     for values in job["cells"]:
         cell = Cell(**values)
         folder = Path(job["out"]) / cell.name

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-WHEELS = ROOT / "build" / "gpu-check-wheels"
+WHEELS = ROOT / "build" / "gpu-check"
 PYTHONS = ((3, 11), (3, 12))
 TORCH = ("2.11", "2.12", "2.13")
 # Whoever has a GPU has these, with what they need themselves.
@@ -114,7 +114,7 @@ def _missing(name: str, have: str | None, wanted: Any, asked_by: str, version: s
     asked = f"{asked_by} needs {wanted.name}{wanted.specifier}"
     what = f"is not installed ({asked})" if have is None else asked
     remedy = (
-        f"`make gpu-check-wheels FOR={version}` on a machine with a network, and bring {_told(folder)} along"
+        f'`make gpu-check-bundle ARGS="--python {version}"` where there is a network, and bring {_told(folder)} along'
         if name in CARRIED
         else f"pip install '{wanted.name}{wanted.specifier}'"
     )

@@ -8,7 +8,6 @@ manifest, tokenizer, processor and model are the library's own.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,16 +75,4 @@ def make_model(recipe: Any, manifest: Path, folder: Path, shape: Any = None) -> 
     tokenizer = tiny.make_tokenizer(texts)
     model = tiny.make_model(tokenizer, seed=0, shape=shape)
     tiny.save(model, tiny.make_processor(tokenizer, recipe.video), folder)
-    return folder
-
-
-def tied(model: Path, folder: Path) -> Path:
-    """The same model with one matrix for both embeddings."""
-    from transformers import AutoModelForImageTextToText
-
-    shutil.copytree(model, folder)
-    made = AutoModelForImageTextToText.from_pretrained(model)
-    made.config.tie_word_embeddings = made.config.text_config.tie_word_embeddings = True
-    made.tie_weights()
-    made.save_pretrained(folder)
     return folder

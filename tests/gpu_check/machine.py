@@ -17,8 +17,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from benchmarks.gpu_check.bundle import pack_again
 from benchmarks.gpu_check.packages import CARRIED, OF_THE_MACHINE, ROOT, _name
-from benchmarks.gpu_check.wheels import pack_again
 
 
 def of_the_machine() -> set[str]:

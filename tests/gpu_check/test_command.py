@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_check import packages, wheels
+from benchmarks.gpu_check import bundle, packages
 from benchmarks.gpu_check.parts import PARTS, Place
 from benchmarks.gpu_check.rows import Measure, Row
 from tests.gpu_check import machine
@@ -127,7 +127,7 @@ def test_a_gpu_machine_without_wheels_is_told_how_to_get_them(tmp_path: Path):
     _, *lines = done.stderr.splitlines()
     missing = {line.partition(":")[0] for line in lines}
     assert missing == {name for name in packages.OF_OURS if name in packages.CARRIED}
-    assert all("make gpu-check-wheels FOR=3." in line for line in lines)
+    assert all('make gpu-check-bundle ARGS="--python 3.' in line for line in lines)
 
 
 def wheel(folder: Path, name: str, version: str, *needs: str, tags: str = "py3-none-any") -> Path:
@@ -173,13 +173,13 @@ def test_a_package_that_appo_cannot_use_is_named_with_the_range(tmp_path: Path):
 
 
 def test_what_travels_is_locked_and_its_size_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert len(wheels.locked()) == len(packages.CARRIED)
-    assert 1 << 20 < wheels.size_of_sources() < 16 << 20
+    assert len(bundle.locked()) == len(packages.CARRIED)
+    assert 1 << 20 < bundle.size_of_sources() < 16 << 20
     big = tmp_path / "big.whl"
     big.write_bytes(b"")
-    assert wheels.check_size(tmp_path) == 0
-    os.truncate(big, wheels.LIMIT_BYTES - wheels.size_of_sources() + 1)
-    assert wheels.check_size(tmp_path) == 1
+    assert bundle.check_size(tmp_path) == 0
+    os.truncate(big, bundle.LIMIT_BYTES - bundle.size_of_sources() + 1)
+    assert bundle.check_size(tmp_path) == 1
     assert "above 64 MiB" in capsys.readouterr().out
 
 
@@ -194,7 +194,7 @@ def test_a_wheel_packed_again_holds_what_is_imported(tmp_path: Path):
         for name, text in members.items():
             archive.writestr(name, text)
     before = path.stat().st_size
-    wheels.pack_again(path)
+    bundle.pack_again(path)
     assert path.stat().st_size < before / 100
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["pyarrow/__init__.py"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_check import packages, wheels
+from benchmarks.gpu_check import bundle, packages
 from tests.gpu_check import machine
 from tests.tiers import long, short
 
@@ -39,7 +39,7 @@ def test_every_row_has_a_number_with_what_travels_as_wheels(tmp_path: Path):
     folder.mkdir()
     for name in packages.CARRIED:
         machine.wheel_of(name, folder)
-    assert wheels.check_size(folder) == 0
+    assert bundle.check_size(folder) == 0
     python = machine.make(tmp_path / "machine", machine.of_the_machine())
     out = tmp_path / "found.json"
     done = machine.check(python, "--cpu", "--wheels", str(folder), "--out", str(out), timeout_s=1700)

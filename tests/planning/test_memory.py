@@ -11,7 +11,10 @@ import pytest
 from benchmarks.plan_memory import CASES, found_ratio
 from tests.tiers import long
 
-SHORT = next(i for i, c in enumerate(CASES) if c.model == "27M" and c.lora and c.dtype == "float32")
+SHORT = 0
+# Rows of the larger model in bfloat16 take minutes on CPUs without instructions for it; `python -m
+# benchmarks.plan_memory` measures them all.
+TESTED = [i for i, c in enumerate(CASES) if i != SHORT and (c.model == "tiny" or c.dtype == "float32")]
 
 
 def measured(number: int) -> dict:
@@ -30,7 +33,7 @@ def test_a_training_holds_what_was_planned():
 
 @long
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [i for i in range(len(CASES)) if i != SHORT])
+@pytest.mark.parametrize("number", TESTED)
 def test_every_training_of_the_table_does(number):
     entry = measured(number)
     assert found_ratio(entry, "step") == pytest.approx(1, abs=0.1)
@@ -38,7 +41,7 @@ def test_every_training_of_the_table_does(number):
 
 
 def test_the_table_has_every_value_twice():
-    assert len(CASES) >= 8
+    assert len(CASES) >= len({SHORT, *TESTED}) >= 8
     for field in ("model", "dtype", "checkpointing", "generations", "shared_prefix"):
         values = [getattr(case, field) for case in CASES]
         assert all(values.count(value) >= 2 for value in set(values))

@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ SYSTEM = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
 )
 STEPS, BATCH, LEARNING_RATE = 200, 16, 5e-3
-PREFIX = 64  # tokens of other text before a response, at most: responses must not hang on where they begin
+# Tokens of other text before a response, at most: responses must not hang on where they begin. With 64, none was whole
+# behind a prompt of 1,000 tokens.
+PREFIX = 160
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def make_stand_in(name: str, template: str, folder: Path) -> Path:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = tiny.make_tokenizer((text for one in _conversations(template, 0) for text in one), tags=())
+    tokenizer = _tokenizer(template)
     tokenizer.chat_template = SYSTEM + tiny.CHAT_TEMPLATE
     folder.mkdir(parents=True)
     tokenizer.save_pretrained(folder)
@@ -76,12 +79,9 @@ def make_stand_in(name: str, template: str, folder: Path) -> Path:
     _write(folder / "chat_template.json", {"chat_template": tokenizer.chat_template})
     config = _config(tokenizer, RELEASED[name])
     _write(folder / "config.json", config)
-    torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(
-        AutoConfig.from_pretrained(folder), attn_implementation="eager", dtype=torch.float32
-    )
-    _teach(model, tokenizer, template)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
+    model.load_state_dict(_taught(template))
+    model.save_pretrained(folder)
     _write(folder / "config.json", config)  # as published, and not as it is saved today
     ends = [tokenizer.convert_tokens_to_ids(token) for token in (tiny.TURN_END, tiny.END_OF_TEXT)]
     _write(
@@ -89,6 +89,25 @@ def make_stand_in(name: str, template: str, folder: Path) -> Path:
         {**GENERATION, "bos_token_id": ends[1], "pad_token_id": ends[1], "eos_token_id": ends},
     )
     return folder
+
+
+@cache
+def _taught(template: str) -> dict[str, Any]:
+    """Weights that answer as `template` asks, in bfloat16; of tied embeddings, and an untied model takes them."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    tokenizer = _tokenizer(template)
+    values = _config(tokenizer, Released(tied=True, max_window_layers=LAYERS))
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model(**values), attn_implementation="eager", dtype=torch.float32
+    )
+    _teach(model, tokenizer, template)
+    return model.to(torch.bfloat16).state_dict()
+
+
+def _tokenizer(template: str) -> Any:
+    return tiny.make_tokenizer((text for one in _conversations(template, 0) for text in one), tags=())
 
 
 def _config(tokenizer: Any, released: Released) -> dict[str, Any]:

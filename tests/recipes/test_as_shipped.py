@@ -9,7 +9,6 @@ seed alone: other seeds run the same code.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tests.recipes.whole_path import (
     check_trainings,
     run,
 )
+from tests.tiers import long
 
 
 @pytest.fixture(scope="session")
@@ -32,9 +32,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('tracking') / 'mlflow.db'}"
 
 
-@pytest.mark.skipif(
-    not os.environ.get("APPO_TEST_AS_SHIPPED"), reason="a minute or two each: set APPO_TEST_AS_SHIPPED=1"
-)
+@long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", recipe_names())

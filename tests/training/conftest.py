@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from appo.config import Recipe, load_recipe
-from benchmarks.gpu_check import small_set as small_set_parts
-from benchmarks.gpu_check.cells import OVERRIDES, pseudo_accuracy
+from benchmarks.cells import OVERRIDES, pseudo_accuracy
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
@@ -62,12 +61,9 @@ class Bench:
 @pytest.fixture(scope="session")
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(manifest, model folder) that tests share and do not write to."""
-    from appo.data.assemble import assemble
+    from benchmarks.cells import small_set as make
 
-    folder = tmp_path_factory.mktemp("small_set")
-    recipe = load_recipe("demo", list(OVERRIDES))
-    manifest = assemble(recipe, folder / "data", progress=False).manifest
-    return manifest, small_set_parts.make_model(recipe, manifest, folder / "model")
+    return make(tmp_path_factory.mktemp("small_set"))
 
 
 @pytest.fixture

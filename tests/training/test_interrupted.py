@@ -23,11 +23,9 @@ PROCESS = """
 import sys
 import torch
 import appo.training.rewarding
-from tests.tiers import long
 from tests.training.conftest import pseudo_accuracy
 appo.training.rewarding.reward_functions = lambda _: {"accuracy": pseudo_accuracy}
 from appo.training.launch import main
-from tests.tiers import long
 torch.set_num_threads(1)
 sys.exit(main(sys.argv[1]))
 """

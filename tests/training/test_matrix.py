@@ -20,17 +20,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.gpu_check import bounds
-from benchmarks.gpu_check.cells import ALGORITHMS, TIED, WHOLE, Cell, read, recipe_of
-from benchmarks.gpu_check.small_set import tied
+from benchmarks.cell_distances import distances, wanted_reference, wanted_types
+from benchmarks.cells import ALGORITHMS, Cell, Job, every_cell, read, recipe_of, tied
 from tests.cpu_layouts import lifted
 from tests.tiers import LONG, long, short
-from tests.training.cells import Job
 from tests.training.conftest import said
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 LAYOUTS, TYPES = ("one", "ddp", "fsdp2", "zero2", "zero3"), ("float32", "bfloat16")
+TIED = Cell("appo", True, False, tied=True)
+WHOLE = every_cell()
 # (layout, type) -> cells of `make test`. Values that are met less than twice fail a test below.
 CUT = {
     ("one", "bfloat16"): (Cell("appo", True, False), Cell("dapo", False, True)),
@@ -100,7 +100,7 @@ class Matrix:
             layout, dtype, str(self.manifest), str(self.model), str(self.tied_model), str(out), list(cells)
         )
         path = job.write(out / "job.json")
-        module = ["-m", "tests.training.cells", str(path)]
+        module = ["-m", "benchmarks.cells", str(path)]
         if layout == "one":
             command = [sys.executable, *module]
         else:
@@ -130,10 +130,10 @@ def check_all(matrix: Matrix, layout: str, dtype: str, cells: tuple[Cell, ...], 
     found = matrix.cells(layout, dtype, cells)
     for cell in cells:
         ours = found[cell.name]
-        for measure in bounds.training(ours, reference[cell.name], dtype):
-            assert measure.passed, f"{layout} {dtype} {cell.name}: {measure}"
-        assert ours["types"] == bounds.wanted_types(layout, dtype, cell.lora), cell.name
-        assert ours["reference"] == bounds.wanted_reference(dtype, cell.algorithm, cell.lora), cell.name
+        problems = distances(ours, reference[cell.name]).problems(dtype)
+        assert problems == [], f"{layout} {dtype} {cell.name}"
+        assert ours["types"] == wanted_types(layout, dtype, cell.lora), cell.name
+        assert ours["reference"] == wanted_reference(dtype, cell.algorithm, cell.lora), cell.name
 
 
 @short

@@ -1,10 +1,10 @@
-"""Fetches what a GPU machine may lack as wheels into one folder: `make gpu-check-wheels [FOR=3.12]`.
+"""Fetches what a GPU machine may lack as wheels into one folder: `make gpu-check-bundle [ARGS="--python 3.12"]`.
 
 The versions are those of requirements/cuda.lock. Large wheels are packed again, without what nothing here imports and
 with a stronger compression, which pip and Python's zipfile read as well: folder and sources together must stay below
 what a machine may be handed.
 
-    python -m benchmarks.gpu_check.wheels [--python 3.12] [--out build/gpu-check-wheels]
+    python -m benchmarks.gpu_check.bundle [--python 3.12] [--out build/gpu-check]
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ WORTH_PACKING_BYTES = 1 << 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check.wheels", description=__doc__)
-    parser.add_argument("--python", default="3.12", help="of the machine that they are for: 3.11 or 3.12")
+    parser = argparse.ArgumentParser(prog="make gpu-check-bundle", description=__doc__)
+    parser.add_argument("--python", default="3.12", choices=("3.11", "3.12"), help="of the machine")
     parser.add_argument("--out", type=Path, default=WHEELS)
     args = parser.parse_args(argv)
     shutil.rmtree(args.out, ignore_errors=True)  # of another Python

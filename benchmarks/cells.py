@@ -1,28 +1,28 @@
-"""Cells of the matrix: small trainings, one after another in one process, on fixed completions.
+"""One launch of the matrix: trainings of one layout and type, one after another, on fixed completions.
 
-What rollouts would draw is a function of the sample and the member, so that every cell scores and trains on the same
-tokens with the same rewards, and log-probabilities, gradients and updates can be compared between layouts, types and
-devices. The tests launch them over processes (`tests.training.cells`), `make gpu-check` on one GPU (`matrix`).
+For the matrix of tests/training/test_matrix.py and for `make gpu-check`, so it imports nothing of tests but for sharded
+layouts on CPUs. Run by `accelerate launch`, or alone for one process. What rollouts would draw is a function of the
+sample and the member, so that every cell scores and trains on the same tokens with the same rewards, and
+log-probabilities, gradients and updates can be compared between layouts and types.
+
+    python -m benchmarks.cells JOB      JOB: JSON, see `Job`
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import product
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 ALGORITHMS = ("grpo", "dapo", "appo", "pa_grpo")
-# The paper's: a step of Adam that bfloat16 weights would not take.
-LEARNING_RATE = 1e-6
-# Of the demo's recipe: a set and a training of seconds.
 OVERRIDES = (
     "data.key_moment.train=32",
     "data.key_moment.validation=2",
@@ -41,6 +41,34 @@ OVERRIDES = (
 def pseudo_accuracy(text: str, _sample: object) -> float:
     """Differs between completions of an untrained model, which never answers: a checksum of the text."""
     return float(sum(text.encode()) % 3 == 0)
+
+
+def small_set(folder: Path, manifest: Path | None = None) -> tuple[Path, Path]:
+    """A small key-moment set, made unless its manifest is given, and an untrained model of it: (manifest, folder)."""
+    from appo.config import load_recipe
+    from appo.data.assemble import assemble
+    from benchmarks.gpu_check.small_set import make_model
+
+    recipe = load_recipe("demo", list(OVERRIDES))
+    if manifest is None:
+        manifest = assemble(recipe, folder / "data", progress=False).manifest
+    return manifest, make_model(recipe, manifest, folder / "model")
+
+
+def tied(model: Path, folder: Path) -> Path:
+    """The same model with one matrix for both embeddings."""
+    from transformers import AutoModelForImageTextToText
+
+    shutil.copytree(model, folder)
+    made = AutoModelForImageTextToText.from_pretrained(model)
+    made.config.tie_word_embeddings = made.config.text_config.tie_word_embeddings = True
+    made.tie_weights()
+    made.save_pretrained(folder)
+    return folder
+
+
+# The paper's: a step of Adam that bfloat16 weights would not take.
+LEARNING_RATE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -64,12 +92,42 @@ class Cell:
         return self.folder or "-".join((*parts, "tied") if self.tied else parts)
 
 
-TIED = Cell("appo", True, False, tied=True)
-WHOLE = (*(Cell(*values) for values in product(ALGORITHMS, (True, False), (False, True))), TIED)
+@dataclass(frozen=True)
+class Job:
+    """layout: of `training.distributed`, or "one" for a process without a launcher."""
+
+    layout: str
+    dtype: str
+    manifest: str
+    model: str
+    tied_model: str
+    out: str
+    cells: list[Cell]
+
+    def write(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, path: str) -> Job:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls(**{**values, "cells": [Cell(**cell) for cell in values["cells"]]})
+
+
+def every_cell() -> tuple[Cell, ...]:
+    """The matrix's, of one layout and type: algorithms x shared prefix x adapters, and one with tied embeddings."""
+    crossed = itertools.product(ALGORITHMS, (True, False), (False, True))
+    return (*(Cell(*values) for values in crossed), Cell("appo", True, False, tied=True))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What a cell left."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return {**torch.load(folder / "cell.pt"), "steps": [json.loads(line) for line in lines]}
 
 
 def recipe_of(layout: str, dtype: str, cell: Cell) -> Any:
-    """layout: of `training.distributed`, or "one" for a process without a launcher."""
     from appo.config import load_recipe
 
     settings = [
@@ -87,13 +145,10 @@ def recipe_of(layout: str, dtype: str, cell: Cell) -> Any:
 
 
 class Watcher:
-    """What one training's passes left: log-probabilities of the first update, masters before and after.
+    """What one training's passes left: log-probabilities of the first update, masters before and after."""
 
-    placed: told the trainer once, before its first step, to look where its parameters lie.
-    """
-
-    def __init__(self, cell: Cell, placed: Callable[[Any], None]):
-        self.cell, self.placed = cell, placed
+    def __init__(self, layout: str, cell: Cell):
+        self.layout, self.cell = layout, cell
         self.trainer: Any = None
         self.logps: list[torch.Tensor] = []
         self.before: dict[str, torch.Tensor] = {}
@@ -102,20 +157,19 @@ class Watcher:
         if self.cell.killed_after is not None and trainer.state.global_step == self.cell.killed_after:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.trainer is None:
-            self.placed(trainer)
+            if self.layout != "one":
+                from tests.cpu_layouts import assert_ran
+
+                assert_ran(trainer, self.layout)
             self.trainer, self.before = trainer, masters(trainer)
 
     def scored(self, trainer: Any, logps: torch.Tensor) -> None:
-        import torch
-
         if trainer._loss_inputs is not None and trainer.state.global_step == 0:
             padded = torch.zeros(len(logps), 8)
             padded[:, : logps.shape[1]] = logps.detach().float().cpu()
             self.logps.append(trainer.accelerator.gather(padded))
 
     def write(self, path: Path) -> None:
-        import torch
-
         trainer, after = self.trainer, masters(self.trainer)  # collective
         types = sorted({str(p.dtype) for p in trainer._policy().parameters()})
         reference = trainer.ref_model and sorted({str(p.dtype) for p in trainer.ref_model.parameters()})
@@ -128,8 +182,6 @@ class Watcher:
 
 def masters(trainer: Any) -> dict[str, torch.Tensor]:
     """Float32 values of everything that trains, whole, wherever the layout keeps them. Collective."""
-    import torch
-
     from appo.training.layouts import whole_tensor
 
     trained = [(name, p) for name, p in trainer._policy().named_parameters() if p.requires_grad]
@@ -142,8 +194,6 @@ def masters(trainer: Any) -> dict[str, torch.Tensor]:
 
 def fix_rollouts() -> None:
     """Completions, verdicts of the judge and spans as functions of what they belong to."""
-    import torch
-
     import appo.policy.judge
     import appo.training.rewarding
     import appo.training.trainer
@@ -153,8 +203,9 @@ def fix_rollouts() -> None:
 
     def roll_out(self, num_generations):
         if not self._agreement_checked:
-            # For real once: generation agrees with scoring where the policy lies so.
-            drawn(self, num_generations)
+            drawn(
+                self, num_generations
+            )  # for real once: generation agrees with scoring where the policy lies so
             assert self._agreement_checked
         found = []
         first = self.accelerator.process_index * len(self.rollouts.prompts)
@@ -201,21 +252,25 @@ def watch() -> list[Watcher]:
 class Trainings:
     """Trains cells one after another; made once in a process, since it changes the trainer's class."""
 
-    def __init__(self, layout: str, dtype: str, manifest: Path, placed: Callable[[str, Any], None]):
-        """placed: told the layout and the trainer of each cell before its first step."""
-        fix_rollouts()
-        self.layout, self.dtype, self.manifest, self.placed = layout, dtype, manifest, placed
-        self.watchers = watch()
+    def __init__(self, layout: str, dtype: str, manifest: Path):
+        from appo.startup import UNUSED_BY_TRAINING, heavy_imports, leave_out
 
-    def run(self, cell: Cell, model: str, out: Path) -> None:
-        """Leaves the training's own files in `out`, and cell.pt last."""
+        if not layout.startswith("zero"):
+            leave_out("deepspeed")
+        with heavy_imports(without=UNUSED_BY_TRAINING):
+            if layout != "one":
+                from tests.cpu_layouts import install
+
+                install()
+            fix_rollouts()
+            self.watchers = watch()
+        self.layout, self.dtype, self.manifest = layout, dtype, manifest
+
+    def run(self, cell: Cell, model: str, out: Path) -> Any:
+        """Leaves the training's own files in `out`, and cell.pt last; returns the trainer."""
         from appo.training.run import train
 
-        self.watchers[:] = [
-            Watcher(
-                cell, lambda trainer: self.placed("ddp" if self.layout == "one" else self.layout, trainer)
-            )
-        ]
+        self.watchers[:] = [watcher := Watcher(self.layout, cell)]
         try:
             train(
                 recipe_of(self.layout, self.dtype, cell),
@@ -226,17 +281,20 @@ class Trainings:
                 out=out,
                 progress=False,
             )
-            self.watchers[-1].write(out / "cell.pt")
+            watcher.write(out / "cell.pt")
+            return watcher.trainer
         finally:
-            trainer = self.watchers[-1].trainer
-            if trainer is not None:
-                trainer.accelerator.free_memory()
+            if watcher.trainer is not None:
+                watcher.trainer.accelerator.free_memory()
             self.watchers.clear()
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """What a cell left: see `Watcher.write`, and under "steps" its metrics line by line."""
-    import torch
+def main(path: str) -> None:
+    job = Job.read(path)
+    trainings = Trainings(job.layout, job.dtype, Path(job.manifest))
+    for cell in job.cells:
+        trainings.run(cell, job.tied_model if cell.tied else job.model, Path(job.out) / cell.name)
 
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return {**torch.load(folder / "cell.pt"), "steps": [json.loads(line) for line in lines]}
+
+if __name__ == "__main__":
+    main(sys.argv[1])
