@@ -29,7 +29,7 @@ BUDGET_S = {"cuda": 525.0, "cpu": 1800.0}
 TOLD = ("torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets", "pyarrow", "numpy")
 # Asked of a process that then ends: a CUDA context left open would take memory from what is measured.
 FACTS = """
-import json, torch
+import json, torch, torchvision
 gpu = torch.cuda.is_available()
 found = {"gpu": gpu}
 if gpu:
@@ -173,9 +173,7 @@ def _facts(env: dict[str, str]) -> dict[str, Any] | str:
     done = subprocess.run([sys.executable, "-c", FACTS], env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        return (
-            f"error: torch does not start in {sys.executable}: {lines[-1]}; install a build for this machine"
-        )
+        return f"error: torch, or torchvision beside it, does not start in {sys.executable}: {lines[-1]}; install builds that match"
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -20,10 +20,10 @@ SPEED, MEMORY, APPO = (
     "step: memory of ours against plain",
     "step: our APPO against our DAPO, whole step",
 )
-# Counting says 4.1 at the CPU's shape and 3.5 at 3B, and a GPU also pays for bandwidth and launches.
-AT_LEAST_AS_FAST = {"cpu": 3.0, "cuda": 2.5}
+# Counting says 4.1 at the CPU's shape and 3.5 at 3B; a GPU also pays for bandwidth and launches, and a CPU is shared.
+AT_LEAST_AS_FAST = 2.5
 # At the CPU's shape every token is chosen by some frame and the head is a sixth of the model: the worst case.
-APPO_AT_LEAST = {"cpu": 0.9, "cuda": 0.97}
+APPO_AT_LEAST = {"cpu": 0.85, "cuda": 0.97}
 # Of plain's, above the model and the optimizer's state. At the CPU's shape that is activations; at 3B gradients and the
 # rounded weights, the same in both, are most of it.
 MEMORY_AT_MOST = {"cpu": 0.4, "cuda": 1.0}
@@ -66,9 +66,8 @@ def measure(place: Place) -> dict[str, tuple[Measure, ...]]:
     if place.gpu:
         shape = resized(shape, layers=layers_that_fit(shape, torch.cuda.mem_get_info()[0] * FILLED))
     else:
-        torch.set_num_threads(
-            1
-        )  # two wait for one another where a machine has other work, and ratios with them
+        # Two wait for one another where a machine has other work, and ratios with them.
+        torch.set_num_threads(1)
     args = ["--rounds", str(ROUNDS[place.device]), "--budget-s", str(BUDGET_S[place.device])]
     parsed = training_step._parser().parse_args([*args, "--arms", *ARMS])
     found = training_step.compare(shape, build_model(shape, device), parsed)
@@ -85,12 +84,10 @@ def measure(place: Place) -> dict[str, tuple[Measure, ...]]:
             Measure(
                 "our DAPO times as fast",
                 _ratio(found["rounds"], "dapo"),
-                AT_LEAST_AS_FAST[place.device],
+                AT_LEAST_AS_FAST,
                 at_most=False,
             ),
-            Measure(
-                "our APPO", _ratio(found["rounds"], "appo"), AT_LEAST_AS_FAST[place.device], at_most=False
-            ),
+            Measure("our APPO", _ratio(found["rounds"], "appo"), AT_LEAST_AS_FAST, at_most=False),
             Measure("counted", found["counted"]["plain_dapo"] / found["counted"]["dapo"]),
             Measure("plain DAPO", training["plain_dapo"], unit=" s"),
             size,
