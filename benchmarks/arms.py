@@ -49,7 +49,9 @@ class Step:
         self.plain = list(prompts)
         self.encoded = [with_features(prompt, model) for prompt in prompts]
         self.completions = completions
-        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        # The trainer's own on a GPU; the plain one would hold another copy of all weights for a moment.
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=self.device.type == "cuda" or None)
         depth = model.config.get_text_config().num_hidden_layers
         self.layers = tuple(range(depth - 3, depth))
         generator = torch.Generator().manual_seed(2)
