@@ -173,8 +173,8 @@ def _facts(env: dict[str, str]) -> dict[str, Any] | str:
     done = subprocess.run([sys.executable, "-c", FACTS], env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        what = f"torch, or torchvision beside it, does not start in {sys.executable}"
-        return f"error: {what}: {lines[-1]}; install builds that match"
+        said = f"torch, or torchvision beside it, does not start in {sys.executable}: {lines[-1]}"
+        return f"error: {said}; install builds that match"
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
