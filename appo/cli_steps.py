@@ -96,7 +96,10 @@ def train(
     chosen = [f"algorithms=[{algorithm or settings.policy.algorithm}]"]
     chosen += [] if seed is None else [f"training.seeds=[{seed}]"]
     one = load_recipe(recipe, [*overrides, *chosen])
-    checks.before_training(one, algorithm=one.algorithms[0], processes=1)
+    weights = one.model.model_copy(update={"path": start["model_path"]})
+    checks.before_training(
+        one.model_copy(update={"model": weights}), algorithm=one.algorithms[0], processes=1
+    )
     summary = run_training(
         settings,
         algorithm=one.algorithms[0],

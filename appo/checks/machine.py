@@ -7,6 +7,7 @@ from pathlib import Path
 
 from appo.checks.registry import CannotTell, Subject, check
 from appo.errors import UserError
+from appo.storage import is_s3
 
 
 def gpus() -> int:
@@ -32,57 +33,104 @@ def dtype(subject: Subject) -> Iterator[str]:
                 return
 
 
-@check(
-    "fits the GPUs",
-    needs="gpu",
-    remedy="take more GPUs, or larger ones (appo plan counts what each would hold)",
-)
-def fits_here(subject: Subject) -> Iterator[str | UserError]:
-    import torch
+_REMEDY = "take more GPUs, or larger ones (appo plan counts what each would hold)"
+Machine = tuple[int, float]  # GPUs, GiB of each
 
+
+@check("fits the GPUs", needs="gpu", remedy=_REMEDY)
+def fits_here(subject: Subject) -> Iterator[str | UserError]:
     if subject.submitted:
         raise CannotTell("the run will be elsewhere")
-    sizes = [torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count())]
-    yield from _too_large(subject, subject.processes or len(sizes), min(sizes) / 2**30)
+    yield from _too_large(subject, _gpus_here(subject), "named", "folder")
 
 
-@check(
-    "fits the cluster",
-    needs="nothing",
-    remedy="take more GPUs, or larger ones (appo plan counts what each would hold)",
-)
+@check("fits the cluster", needs="nothing", remedy=_REMEDY)
 def fits_cluster(subject: Subject) -> Iterator[str | UserError]:
     """By the cluster section alone; on the machine that trains its own GPUs are asked (`fits_here`)."""
-    memory = subject.recipe.cluster.gpu_memory_gib
-    if memory is None:
+    yield from _too_large(subject, _cluster(subject), "named")
+
+
+@check("model folder fits", needs="files", remedy=_REMEDY)
+def folder_fits(subject: Subject) -> Iterator[str | UserError]:
+    """The same for a model whose sizes stand in a folder here."""
+    yield from _too_large(subject, _cluster(subject), "folder")
+
+
+@check("stored model fits", needs="server", remedy=_REMEDY)
+def stored_fits(subject: Subject) -> Iterator[str | UserError]:
+    """The same for a model whose sizes stand in a store."""
+    here = gpus() and not subject.submitted
+    yield from _too_large(subject, _gpus_here(subject) if here else _cluster(subject), "store")
+
+
+def _gpus_here(subject: Subject) -> Machine:
+    import torch
+
+    sizes = [torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count())]
+    return subject.processes or len(sizes), min(sizes) / 2**30
+
+
+def _cluster(subject: Subject) -> Machine:
+    """Raises CannotTell where the recipe does not say, or other GPUs are the run's."""
+    cluster = subject.recipe.cluster
+    if cluster.gpu_memory_gib is None:
         raise CannotTell("cluster.gpu_memory_gib is not given")
-    asked = subject.recipe.cluster.gpus_per_node * subject.recipe.cluster.nodes
-    if not asked:
+    if not cluster.gpus_per_node:
         raise CannotTell("the recipe asks for no GPU")
+    if subject.processes is None:
+        raise CannotTell("where it will run is not known yet")
     if gpus() and not subject.submitted:
         raise CannotTell("the GPUs of this machine are asked themselves")
-    yield from _too_large(subject, asked, memory)
+    return cluster.gpus_per_node * cluster.nodes, cluster.gpu_memory_gib
 
 
-def _too_large(subject: Subject, count: int, gpu_memory_gib: float) -> Iterator[str | UserError]:
-    """One problem for each variant whose hungriest algorithm does not fit, with the figure and what would help."""
+def _too_large(subject: Subject, machine: Machine, *where: str) -> Iterator[str | UserError]:
+    """One problem for each variant whose hungriest algorithm does not fit, with the figure and what would help.
+
+    where: of the sizes of models that are looked at (`_sizes_stand_in`).
+    """
     from appo.modeling.architecture import UnknownArchitecture
-    from appo.planning.plan import PlanError, fit
+    from appo.planning.plan import fit
+    from appo.planning.setting import PlanError, Undivided
 
-    for variant, recipe in subject.recipes.items():
-        if recipe.model.path is None:  # made here, and tiny
-            continue
+    looked_at = [
+        (variant, recipe, recipe.model.path)
+        for variant, recipe in subject.recipes.items()
+        if recipe.model.path is not None and _sizes_stand_in(recipe.model.path) in where
+    ]
+    if not looked_at:
+        raise CannotTell("the model is made here, and tiny" if _all_made(subject) else "another check asks")
+    count, gpu_memory_gib = machine
+    for variant, recipe, path in looked_at:
+        if subject.is_elsewhere(path):
+            raise CannotTell(f"only pods see {path}")
+        named = f"variant {variant}: " if variant else ""
         try:
             plan = fit(recipe, count, gpu_memory_gib)
-        except PlanError:  # a step that does not divide: "groups" says so
+        except Undivided:  # "groups" says so
+            continue
+        except PlanError as error:
+            yield UserError(f"{named}{error}")
             continue
         except UnknownArchitecture as error:
             raise CannotTell(str(error).splitlines()[0]) from None
         if plan.fits:
             continue
-        named = f"variant {variant}: " if variant else ""
         said = (
             f"{named}training.distributed={recipe.training.distributed} on {count} GPUs of {gpu_memory_gib:.0f} GiB: "
             f"{plan.assumed[0]}"
         )
         yield UserError(f"{said}; set {plan.remedy}") if plan.remedy else said
+
+
+def _sizes_stand_in(path: str) -> str:
+    """Whether a model's sizes are known by its name alone ("named"), or stand in a "folder" here or in a "store"."""
+    from appo.modeling.architecture import published
+
+    if is_s3(path):
+        return "store"
+    return "named" if path.partition("@")[0] in published() and not Path(path).is_dir() else "folder"
+
+
+def _all_made(subject: Subject) -> bool:
+    return all(recipe.model.path is None for recipe in subject.recipes.values())

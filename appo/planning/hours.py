@@ -133,7 +133,7 @@ def _rollout_s(setting: Setting, load: Load, device: Device) -> float:
     prefill = prompts.total / (device.peak(setting.dtype) * REACHED)
     rows, each = load.groups * load.members, 2 * text.layers * text.keys * setting.computes
     parts = 1.0
-    if setting.rollout == "transformers" and setting.rollout_bytes is not None:
+    if setting.rollout == "transformers":
         parts = max(1.0, rows * (load.prompt + load.completion) * each / setting.rollout_bytes)
     weights = (architecture.parameters.text + architecture.parameters.head) * setting.computes
     cache = rows * (load.prompt + load.completion / 2) * each

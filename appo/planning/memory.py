@@ -44,24 +44,24 @@ class Moment:
 
 def moments(setting: Setting, load: Load, gpu_bytes: float = 0.0) -> list[Moment]:
     """What a process holds at the moments that can be its largest. gpu_bytes: of its GPU; an engine takes a share."""
-    standing = _standing(setting, gpu_bytes)
+    always = standing(setting, gpu_bytes)
     gathered, layer_gathered = _gathered_whole(setting), _gathered_by_layer(setting)
     encoding = _features(setting, load, 1) + activations.encoder(setting, load)
-    found = [Moment("encode", _sum(standing, vision_features=encoding))]
+    found = [Moment("encode", _sum(always, vision_features=encoding))]
     if setting.rollout == "transformers":
-        found += _rollout(setting, load, standing, gathered, load.groups, load.members, "rollout")
-    found += _rollout(setting, load, standing, gathered, load.looked_at, load.group_size, "look")
+        found += _rollout(setting, load, always, gathered, load.groups, load.members, "rollout")
+    found += _rollout(setting, load, always, gathered, load.looked_at, load.group_size, "look")
     looking = activations.looking_pass(load, load.group_size)
-    found.append(_no_gradient(setting, load, standing, gathered, looking, "look: score", reads=True))
+    found.append(_no_gradient(setting, load, always, gathered, looking, "look: score", reads=True))
     run = activations.scoring_pass(setting, load)
     if setting.scores_first:
         found.append(
-            _no_gradient(setting, load, standing, layer_gathered, run, "score", reads=setting.reads_attention)
+            _no_gradient(setting, load, always, layer_gathered, run, "score", reads=setting.reads_attention)
         )
     if setting.reference:  # which lies in the type that it computes in
         sharded = layer_gathered if setting.parameters_sharded else 0.0
-        found.append(_no_gradient(setting, load, standing, sharded, run, "score: reference", reads=False))
-    return found + _update(setting, load, standing, layer_gathered, run)
+        found.append(_no_gradient(setting, load, always, sharded, run, "score: reference", reads=False))
+    return found + _update(setting, load, always, layer_gathered, run)
 
 
 def lines(found: Iterable[Moment]) -> dict[str, float]:
@@ -71,7 +71,7 @@ def lines(found: Iterable[Moment]) -> dict[str, float]:
     return {**peaks, "total": max(moment.total for moment in kept)}
 
 
-def _standing(setting: Setting, gpu_bytes: float) -> dict[str, float]:
+def standing(setting: Setting, gpu_bytes: float) -> dict[str, float]:
     """What lies there from the first step to the last."""
     computes, base, trained = setting.computes, setting.base, setting.trained
     tower = 0 if setting.trains_tower else setting.architecture.parameters.tower * computes
@@ -111,9 +111,8 @@ def _rollout(
     each = text.layers * text.keys * (max(setting.stream, setting.computes) + setting.computes)
     length = load.prompt + load.completion
     rows = groups * members
-    if setting.rollout_bytes is not None:
-        rows = max(1, min(rows, int(setting.rollout_bytes // (length * each))))
-        groups = min(groups, -(-rows // members))
+    rows = max(1, min(rows, int(setting.rollout_bytes // (length * each))))
+    groups = min(groups, -(-rows // members))
     features = _features(setting, load, groups)
     prefill = activations.Pass(0, 0, 0, 0, groups, load.prompt - 1, groups, groups)
     cache = rows * length * each

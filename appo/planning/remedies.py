@@ -106,7 +106,5 @@ def _rollout_settings(recipe: Recipe) -> list[tuple[int, str]]:
             (n / 20 for n in range(2, 13)), key=lambda share: abs(share - now)
         )  # the nearest first
         return [(2, f"training.vllm_gpu_memory_utilization={share:g}") for share in shares if share != now]
-    budget = getattr(training, "rollout_memory_gib", None)
-    if budget is None:
-        return []
+    budget = training.rollout_memory_gib
     return [(2, f"training.rollout_memory_gib={n}") for n in (16, 8, 4, 2, 1) if n < budget]

@@ -36,6 +36,10 @@ class PlanError(SettingError):
     """A run that cannot be planned: the setting, its value, the remedy."""
 
 
+class Undivided(PlanError):
+    """A step whose completions cannot be divided evenly over the GPUs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One process. dtype: what passes compute in. layout: of `training.distributed`. targets: modules with adapters,
@@ -54,7 +58,7 @@ class Setting:
     trains_tower: bool
     features_kept: bool
     rollout: str
-    rollout_bytes: float | None
+    rollout_bytes: float
     reference: bool
     reads_attention: bool
     scores_first: bool
@@ -146,7 +150,8 @@ class Load:
 def settings_of(recipe: Recipe, gpus: int) -> tuple[list[Setting], Load, list[str]]:
     """How a process of each of the recipe's algorithms is set up, its share of a step, and what was assumed of lengths.
 
-    Raises PlanError where a step cannot be divided, UnknownArchitecture for a model whose sizes cannot be told.
+    Raises Undivided for a step that does not divide, PlanError for adapters of modules that are not there,
+    UnknownArchitecture for a model whose sizes cannot be told.
     """
     architecture, assumed = _architecture(recipe)
     load, more = _load(recipe, architecture, gpus)
@@ -177,8 +182,6 @@ def _setting(recipe: Recipe, architecture: Architecture, load: Load, gpus: int, 
         )
     whole_groups = load.rows % recipe.policy.num_generations == 0
     reads = policy.uses_perception_weights
-    budget = getattr(training, "rollout_memory_gib", None)
-    updates = getattr(training, "updates_per_rollout", 1)
     return Setting(
         architecture=architecture,
         dtype=model.dtype,
@@ -191,10 +194,12 @@ def _setting(recipe: Recipe, architecture: Architecture, load: Load, gpus: int, 
         trains_tower=not model.freeze_vision,
         features_kept=model.freeze_vision and training.feature_cache,
         rollout=training.rollout,
-        rollout_bytes=None if budget is None else budget * 2**30,
+        rollout_bytes=training.rollout_memory_gib * 2**30,
         reference=policy.beta > 0 and lora is None,
         reads_attention=reads,
-        scores_first=training.rollout != "transformers" or updates > 1 or (reads and not whole_groups),
+        scores_first=training.rollout != "transformers"
+        or training.updates_per_rollout > 1
+        or (reads and not whole_groups),
         probe_bytes=recipe.perception.probe_chunk_mib * 2**20,
         engine_share=training.vllm_gpu_memory_utilization if training.rollout == "vllm_colocate" else 0.0,
     )
@@ -222,7 +227,7 @@ def _load(recipe: Recipe, architecture: Architecture, gpus: int) -> tuple[Load, 
     if gpus < 1:
         raise PlanError(f"--gpus {gpus}: must be at least 1")
     if total % parts:
-        raise PlanError(
+        raise Undivided(
             f"training.prompts_per_step={training.prompts_per_step} x policy.num_generations={policy.num_generations} "
             f"completions: must divide evenly over {gpus} GPUs x {training.gradient_accumulation_steps} accumulation "
             "steps; change one of them"
@@ -252,10 +257,8 @@ def _vision(recipe: Recipe, architecture: Architecture) -> tuple[tuple[counts.Gr
     """Grids of a prompt's video and image, their tokens, and what was assumed."""
     video, tower = recipe.video, architecture.tower
     notes = []
-    if video.num_frames is not None:
-        frames = min(video.num_frames, video.max_frames)
-    else:
-        frames = video.max_frames
+    frames = frames_of(recipe)
+    if video.num_frames is None:
         notes.append(f"videos so long that video.fps gives video.max_frames={frames} frames")
     patches = max(1, frames // tower.temporal)
     pixels = video.max_pixels
@@ -272,6 +275,12 @@ def _vision(recipe: Recipe, architecture: Architecture) -> tuple[tuple[counts.Gr
         grids += ((1, grid[1], grid[2]),)
         notes.append("an image beside every video, as large as a frame")
     return grids, sum(t for t, _, _ in grids) * per_frame, notes
+
+
+def frames_of(recipe: Recipe) -> int:
+    """Of a video as long as the recipe reckons with."""
+    video = recipe.video
+    return video.max_frames if video.num_frames is None else min(video.num_frames, video.max_frames)
 
 
 def _text_tokens(recipe: Recipe, architecture: Architecture, patches: int) -> tuple[int, list[str]]:

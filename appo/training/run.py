@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,8 @@ def train(
     settings = settings_for(recipe.policy)
     manifest = read_manifest(manifest_path)
     check_model(model_path)
-    session = _Session.open(recipe, settings, manifest, model_path, seed, out, tracker, progress)
+    with on_phase("load") if on_phase is not None else nullcontext():
+        session = _Session.open(recipe, settings, manifest, model_path, seed, out, tracker, progress)
     trainer, recorder = session.trainer, session.recorder
     if on_phase is not None:
         trainer.phases.beside = on_phase

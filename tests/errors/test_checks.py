@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -222,19 +223,84 @@ def test_a_type_that_a_gpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         checks.before_training(load_recipe("demo", ["model.dtype=bfloat16"]), algorithm="appo", processes=1)
 
 
+PAPER = "qwen2.5_vl_7b_video_r1_34k"
+TOO_LARGE = ("training.distributed=ddp",)
+
+
+def fits(name: str, *overrides: str, recipe: str = PAPER) -> list[str]:
+    return found(name, checks.submitted(load_recipe(recipe, overrides)))
+
+
 def test_a_layout_that_the_cluster_cannot_hold_is_refused_with_the_figure_and_the_way_out() -> None:
-    asked = ("cluster.gpus_per_node=8", "cluster.nodes=2", "training.distributed=ddp")
-    recipe = "qwen2.5_vl_7b_video_r1_34k"
-    (problem,) = found("fits the cluster", subject(*asked, recipe=recipe))
+    (problem,) = fits("fits the cluster", *TOO_LARGE)
     assert problem.startswith("training.distributed=ddp on 16 GPUs of 80 GiB: ")
     needed = float(problem.split(": ")[1].split()[0])
     assert needed > 80
-    assert problem.endswith("set training.distributed=fsdp2")
-    assert found("fits the cluster", subject(*asked[:2], recipe=recipe)) == []
-    (small,) = found("fits the cluster", subject(*asked[:2], "cluster.gpu_memory_gib=8", recipe=recipe))
+    remedy = problem.rpartition("; set ")[2]
+    assert remedy == "training.distributed=fsdp2"
+    assert fits("fits the cluster", *TOO_LARGE, remedy) == []
+    assert fits("fits the cluster") == []
+    (small,) = fits("fits the cluster", "cluster.gpu_memory_gib=8")
     assert "on 16 GPUs of 8 GiB" in small
+    (none,) = fits("fits the cluster", "cluster.gpu_memory_gib=2")
+    assert none.endswith("; take more GPUs, or larger ones (appo plan counts what each would hold)")
     with pytest.raises(checks.CheckFailed, match="on 16 GPUs of 80 GiB"):
-        checks.refuse(checks.submitted(load_recipe(recipe, [*asked])), checks.ALONE)
+        checks.refuse(checks.submitted(load_recipe(PAPER, TOO_LARGE)), checks.ALONE)
+
+
+def test_a_variant_that_the_cluster_cannot_hold_is_named() -> None:
+    variants = ("all: training.distributed=fsdp2", "copies: training.distributed=ddp")
+    (problem,) = found("fits the cluster", checks.submitted(load_recipe(PAPER), variants))
+    assert problem.startswith("variant copies: training.distributed=ddp on 16 GPUs of 80 GiB: ")
+
+
+def test_modules_that_cannot_be_adapted_are_refused_by_name() -> None:
+    lora = ("model.lora.target_modules=[q_proj, qkv]",)
+    (problem,) = fits("fits the cluster", *lora)
+    assert problem.startswith(
+        "model.lora.target_modules: 'qkv' is none of the text layers' products (q_proj,"
+    )
+    # A step that does not divide is another check's.
+    assert fits("fits the cluster", "training.prompts_per_step=3") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["cluster.gpu_memory_gib=null"], "cluster.gpu_memory_gib is not given"),
+        (["cluster.gpus_per_node=0"], "the recipe asks for no GPU"),
+        (["model.path=Qwen/Nobody-Knows"], "another check asks"),
+        (["model.path=null"], "the model is made here, and tiny"),
+    ],
+)
+def test_what_cannot_be_known_is_skipped_with_the_reason(overrides: list[str], reason: str) -> None:
+    given = checks.submitted(load_recipe(PAPER, overrides))
+    (outcome,) = checks.run_checks(given, checks.FROM_AFAR, only=["fits the cluster"])
+    assert (outcome.problems, outcome.skipped) == ((), reason)
+    shown = checks.Subject(load_recipe(PAPER, TOO_LARGE))  # `recipe show` does not know where it will run
+    (outcome,) = checks.run_checks(shown, checks.ALONE, only=["fits the cluster"])
+    assert outcome.skipped == "where it will run is not known yet"
+
+
+def test_a_model_whose_sizes_stand_in_its_folder_is_looked_at_where_files_are(tmp_path: Path) -> None:
+    from appo.modeling.architecture import published
+
+    config = dict(published()["Qwen/Qwen2.5-VL-7B-Instruct"].config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    own = (f"model.path={tmp_path}", *TOO_LARGE)
+    (problem,) = fits("model folder fits", *own)
+    assert problem.endswith("set training.distributed=fsdp2")
+    recipe = load_recipe(PAPER, own)
+    given = checks.submitted(recipe)
+    outcomes = {one.check.name: one for one in checks.run_checks(given, checks.ALONE)}
+    assert outcomes["model folder fits"].skipped == "needs files"
+    assert outcomes["fits the cluster"].skipped == "another check asks"
+    (tmp_path / "config.json").unlink()
+    (outcome,) = checks.run_checks(given, checks.FROM_AFAR, only=["model folder fits"])
+    assert "config.json" in outcome.skipped  # what it lacks is said by "model"
+    pods = checks.submitted(load_recipe(PAPER, ["model.path=/cache/model"]))
+    (outcome,) = checks.run_checks(pods, checks.FROM_AFAR, only=["model folder fits"])
+    assert outcome.skipped == "only pods see /cache/model"
 
 
 def test_a_layout_that_this_machines_gpus_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +317,12 @@ def test_a_layout_that_this_machines_gpus_cannot_hold_is_refused(monkeypatch: py
     (problem,) = found("fits the GPUs", checks.Subject(recipe, processes=2))
     assert problem.startswith("training.distributed=fsdp2 on 2 GPUs of 24 GiB: ")
     assert "; set " in problem
+    monkeypatch.setattr("appo.checks.machine.gpus", lambda: 2)
+    (outcome,) = checks.run_checks(checks.here(recipe), checks.ALONE, only=["fits the cluster"])
+    assert outcome.skipped == "the GPUs of this machine are asked themselves"
+    monkeypatch.setattr("appo.checks.gpus", lambda: 2)
+    with pytest.raises(checks.CheckFailed, match="on 2 GPUs of 24 GiB"):  # where a training starts, too
+        checks.before_training(recipe, algorithm="appo", processes=2)
     lora = load_recipe("qwen2.5_vl_3b_lora_2gpu")
     assert found("fits the GPUs", checks.Subject(lora, processes=2)) == []
 
@@ -337,6 +409,11 @@ def server(place: Path) -> Iterator[FakeKfp]:
     fake.stop()
 
 
+TOO_LARGE_FOR_A_CLUSTER = [
+    *("-s", "model.path=Qwen/Qwen2.5-VL-7B-Instruct"),
+    *("-s", "cluster.gpus_per_node=8"),
+    *("-s", "cluster.gpu_memory_gib=24"),
+]
 SUBMIT = ["pipeline", "submit", "compare_policies"]
 APPLY = ["schedule", "apply", "nightly", "--cron", "0 0 1 * * *"]
 
@@ -352,6 +429,7 @@ def test_a_server_is_not_asked_about_what_cannot_run(
         (["-s", "training.lr=1"], "unknown key"),
         (["-s", "cluster.gpus_per_node=3"], "3 processes"),
         (["-s", "evaluation.benchmarks=[none]"], "'none': unknown"),
+        (TOO_LARGE_FOR_A_CLUSTER, "training.distributed=ddp on 8 GPUs of 24 GiB"),
         (["-P", "data_seed=-5"], "data_seed=-5"),
         (["-P", "overrides=[model.path=/no]"], "model.path=/no"),
         (["-P", "frames=8"], "has none of this name"),

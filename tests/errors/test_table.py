@@ -13,6 +13,7 @@ ASSEMBLE = "data assemble -r demo -o out"
 EVALUATE = "evaluate -r demo -m manifest.jsonl -o out --engine transformers"
 SUBMIT = "pipeline submit -r demo --endpoint http://127.0.0.1:9"
 RUN = "pipeline run -r demo -f run"
+SEVEN = "-s model.path=Qwen/Qwen2.5-VL-7B-Instruct -s cluster.gpus_per_node=8 -s cluster.gpu_memory_gib=24"
 
 ROWS = [
     # The command line itself.
@@ -94,6 +95,10 @@ ROWS = [
     ("pipeline compile nothing", "'nothing': unknown", "ablation"),
     ("pipeline compile -r demo -o folder", "--out", "folder: is a folder"),
     (f"{SUBMIT}", "http://127.0.0.1:9: Kubeflow Pipelines does not answer", "--endpoint"),
+    (f"{SUBMIT} {SEVEN}", "training.distributed=ddp on 8 GPUs of 24 GiB", "GiB are needed", "; set training."),
+    (f"{RUN} {SEVEN}", "training.distributed=ddp on 8 GPUs of 24 GiB", "GiB are needed", "; set training."),
+    (f"validate demo {SEVEN}", "1 of", "fits the cluster"),
+    (f"pipeline compile -r demo {SEVEN}", "training.distributed=ddp on 8 GPUs of 24 GiB"),
     (f"{SUBMIT} -s model.path=/nowhere", "model.path=/nowhere: no such folder", "s3://"),
     ("schedule apply n --cron 5 -r demo", "cron '5': give six fields"),
     ("schedule list --endpoint nonsense", "nonsense: Kubeflow Pipelines does not answer"),

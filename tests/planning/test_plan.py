@@ -18,36 +18,16 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from appo import cli
-from appo.config import load_recipe
 from appo.modeling.architecture import published
 from appo.planning import memory
 from appo.planning.plan import fit, usable_gib
 from appo.planning.setting import PlanError, settings_of
+from tests.planning.conftest import SEVEN, THREE, changed, paper
 
-SEVEN = "model.path=Qwen/Qwen2.5-VL-7B-Instruct"
-THREE = ("model.path=Qwen/Qwen2.5-VL-3B-Instruct", "video.num_frames=30")
 LINES = {
     *("parameters", "gradients", "masters", "moments", "reference", "activations"),
     *("logits", "kv_cache", "vision_features", "engine", "total"),
 }
-
-
-def paper(*overrides):
-    """The paper's run; its name differs between versions of the shipped recipes, its settings do not."""
-    return load_recipe(
-        "demo",
-        [
-            *(
-                "data.source=nextgqa",
-                "data.template=reasoning",
-                "video.num_frames=16",
-                "video.max_pixels=50176",
-            ),
-            *(SEVEN, "model.dtype=bfloat16", "model.warm_start=null", "training.gradient_checkpointing=true"),
-            *("policy.max_completion_length=512", "training.distributed=fsdp2", "training.max_steps=-1"),
-            *overrides,
-        ],
-    )
 
 
 def largest(recipe, gpus):
@@ -82,63 +62,6 @@ def test_a_plan_takes_no_time_and_no_torch():
     began = time.process_time()
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert time.process_time() - began < 2
-
-
-# Remedies ---------------------------------------------------------------------------------------------------------
-
-SHORT = [
-    # recipe, GPUs, GiB, what the remedy must name
-    (paper("training.distributed=ddp"), 16, 80, ["training.distributed=fsdp2"]),
-    (paper(*THREE, "training.distributed=ddp"), 1, 24, ["model.lora.rank=16"]),
-    (paper(*THREE), 1, 24, ["training.distributed=ddp", "model.lora.rank=16"]),
-    (paper("training.gradient_checkpointing=false", "training.prompts_per_step=64"), 8, 48, []),
-    (
-        paper("training.rollout=vllm_colocate", "training.vllm_gpu_memory_utilization=0.9"),
-        16,
-        80,
-        ["utilization"],
-    ),
-    (paper("training.distributed=zero2"), 8, 40, []),
-    (
-        paper("training.rollout=vllm_colocate", "training.vllm_gpu_memory_utilization=0.1"),
-        16,
-        80,
-        ["utilization"],
-    ),
-    (paper(*THREE, "model.dtype=float32"), 4, 24, []),
-]
-
-
-@pytest.mark.parametrize(("recipe", "gpus", "gib", "named"), SHORT)
-def test_the_named_setting_makes_it_fit(recipe, gpus, gib, named):
-    plan = fit(recipe, gpus, gib)
-    assert not plan.fits
-    assert plan.remedy, "one of them has a way out"
-    for part in named:
-        assert part in plan.remedy
-    helped = load_recipe_from(recipe, plan.remedy.split())
-    assert fit(helped, gpus, gib).fits
-    # Each of its settings is needed; one GPU cannot shard, whatever it holds.
-    for setting in plan.remedy.split():
-        if setting == "training.distributed=ddp":
-            assert gpus == 1
-            continue
-        rest = [other for other in plan.remedy.split() if other != setting]
-        assert not fit(load_recipe_from(recipe, rest), gpus, gib).fits, f"{setting} is not needed"
-
-
-def load_recipe_from(recipe, overrides):
-    """As the command line does it: a recipe's text, and `--set`."""
-    from appo.plan import resolve
-
-    return resolve(recipe.to_json(), overrides)
-
-
-def test_what_no_setting_can_do_is_said():
-    plan = fit(paper(), 1, 8)
-    assert not plan.fits
-    assert plan.remedy is None
-    assert plan.assumed[0].endswith("6.6 of 8 can be used")
 
 
 # Laws -------------------------------------------------------------------------------------------------------------
@@ -257,7 +180,7 @@ def test_a_reference_is_held_for_grpo_alone():
 def test_an_engine_takes_its_share():
     shared = paper("training.rollout=vllm_colocate", "training.vllm_gpu_memory_utilization=0.3")
     assert fit(shared, 16, 80).per_gpu_gib["engine"] == pytest.approx(24)
-    small = fit(load_recipe_from(shared, ["training.vllm_gpu_memory_utilization=0.1"]), 16, 80)
+    small = fit(changed(shared, ["training.vllm_gpu_memory_utilization=0.1"]), 16, 80)
     assert not small.fits
     assert "the engine's 8.0 GiB" in small.assumed[0]
 
