@@ -11,19 +11,28 @@ from tests.tiers import SOAK_MINUTES
 
 SEED = int(os.environ.get("APPO_SEED", "0"))
 ONLY = os.environ.get("APPO_SOAK_CASE")
-# The tests of this folder share the time evenly.
-TESTS = 4
+# The soaks of this folder share the time evenly; the next case begins while there is some left.
+SOAKS = ("test_packings", "test_overrides", "test_recipes", "test_kills")
+
+# The command that repeats the case under way.
+under_way: list[str] = []
 
 
-def drawn(name: str) -> Iterator[random.Random]:
-    """One generator a case, the same for the same seed and number. Prints each before it runs, and how to repeat it."""
-    until = time.monotonic() + 60 * SOAK_MINUTES / TESTS
-    number = 0 if ONLY is None else int(ONLY)
-    while number == 0 or ONLY is not None or time.monotonic() < until:
-        repeat = f"APPO_SEED={SEED} APPO_SOAK_CASE={number} make soak ARGS='-k {name}'"
-        print(f"\n{name}, case {number} of seed {SEED} (alone: {repeat})", flush=True)
-        yield random.Random(f"{name} {SEED} {number}")
-        if ONLY is not None:
-            return
+def drawn(
+    name: str, *, seed: int = SEED, only: str | None = ONLY, minutes: float = SOAK_MINUTES
+) -> Iterator[random.Random]:
+    """One generator a case, the same for the same seed and number; the first case runs whatever the time.
+
+    name: of the test, one of SOAKS. only: the one case to run. Prints each case, and how to repeat it, before it runs.
+    """
+    until = time.monotonic() + 60 * minutes / len(SOAKS)
+    number = int(only or 0)
+    while True:
+        under_way[:] = [f"APPO_SEED={seed} APPO_SOAK_CASE={number} make soak ARGS='-k {name}'"]
+        print(f"\n{name}, case {number} of seed {seed}; alone: {under_way[0]}", flush=True)
+        yield random.Random(f"{name} {seed} {number}")
         number += 1
-    print(f"{name}: {number} cases", flush=True)
+        if only is not None or time.monotonic() >= until:
+            break
+    under_way.clear()
+    print(f"{name}: {1 if only is not None else number} cases", flush=True)

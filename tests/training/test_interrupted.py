@@ -60,7 +60,9 @@ def test_killed_and_stopped_trainings_end_as_an_undisturbed_one(bench: Bench, tm
     assert mlflow_steps(tmp_path, "grad_norm") == list(range(1, STEPS + 1))  # one run, every step once
 
 
-def start(bench: Bench, folder: Path) -> subprocess.Popen[str]:
+def start(
+    bench: Bench, folder: Path, settings: tuple[str, ...] = SETTINGS, *, algorithm: str = "appo"
+) -> subprocess.Popen[str]:
     """The same training each time, in a process of its own, logging to an MLflow file."""
     out = bench.folder / "disturbed"
     tracking = {
@@ -71,8 +73,8 @@ def start(bench: Bench, folder: Path) -> subprocess.Popen[str]:
     }
     job = write_job(
         folder / "job.json",
-        bench.recipe(*SETTINGS),
-        algorithm="appo",
+        bench.recipe(*settings),
+        algorithm=algorithm,
         seed=0,
         manifest_path=bench.manifest,
         model_path=str(bench.model),
