@@ -52,7 +52,8 @@ with heavy_imports(without={UNUSED_BY_TRAINING!r}):
     import appo.training.trainer
     import appo.training.warm_start
     import appo.training.rewarding
-sys.exit(",".join({{name.partition(".")[0] for name in sys.modules}} & set({UNUSED_BY_TRAINING!r})))
+print(sorted({{name.partition(".")[0] for name in sys.modules}} & set({UNUSED_BY_TRAINING!r})))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -65,6 +65,7 @@ ON_GPU: tuple[Need, ...] = ("gpu",)
 # Checks of a single step that is run by hand.
 OF_DATA = ("source", "records", "names in the records", "records in the store")
 OF_TRAINING = ("seeds", "rewards", "groups")
+STORED: tuple[Need, ...] = ("server",)
 OF_STORED_SIZE = ("stored model fits",)
 # What pods of trainings see beside stores (k8s/components/training-runtime); who checks the recipe does not.
 POD_FOLDERS = ("/cache", "/scratch")
@@ -92,7 +93,7 @@ def before_training(recipe: Recipe, *, algorithm: str, processes: int) -> None:
     refuse(subject, ALONE, only=OF_TRAINING)
     if gpus():
         refuse(subject, ON_GPU)
-        refuse(subject, ("server",), only=OF_STORED_SIZE)
+        refuse(subject, STORED, only=OF_STORED_SIZE)
 
 
 def able_here() -> tuple[Need, ...]:

@@ -33,7 +33,7 @@ class RehearsalError(UserError, RuntimeError):
 @dataclass(frozen=True, slots=True)
 class Phase:
     """seconds; peak_gib: of the whole process meanwhile; both None where it was left out, for the reason in `skipped`.
-    planned_gib: of tensors, as `appo plan` counts them for one process on a CPU; None where it has no line for the phase.
+    planned_gib: of tensors, as `appo plan` counts them for one process on a CPU; None where it has no line for it.
     """
 
     name: str
@@ -139,7 +139,8 @@ def _refuse_what_does_not_fit(recipe: Recipe, architecture: Architecture) -> Non
     if needed(depth) > free:
         possible = next((n for n in range(depth - 1, 0, -1) if needed(n) <= free), None)
         raise SettingError(
-            f"{recipe.model.path}: {needed(depth):.1f} GiB of memory are needed for {depth} layers, {free:.1f} are free; "
+            f"{recipe.model.path}: {needed(depth):.1f} GiB of memory are needed for {depth} layers, "
+            f"{free:.1f} are free; "
             + (f"build fewer with --layers {possible}" if possible else "take a machine with more")
         )
     place = tempfile.gettempdir()
@@ -154,11 +155,12 @@ def _estimates(facts: dict[str, Any]) -> tuple[str, ...]:
     prompt = facts["prompt"]
     text = prompt["tokens"] - prompt["visual"]
     return (
-        f"the prompt's {prompt['tokens']:,} tokens: {prompt['visual']:,} visual ones are the run's own, {text} of text are "
-        "not, since the tokenizer is a byte-level one that was made from this one text",
-        f"completions: {COMPLETIONS} of at most {TOKENS} tokens; seconds and memory of rollouts and updates grow with both",
-        "seconds are of this CPU; peaks of a whole process, its programs (about 1 GiB) and loaded files included; planned "
-        "are tensors alone, as `appo plan` counts them for this one process",
+        f"the prompt's {prompt['tokens']:,} tokens: {prompt['visual']:,} visual ones are the run's own, {text} of text "
+        "are not, since the tokenizer is a byte-level one that was made from this one text",
+        f"completions: {COMPLETIONS} of at most {TOKENS} tokens; seconds and memory of rollouts and updates grow "
+        "with both",
+        "seconds are of this CPU; peaks of a whole process, its programs (about 1 GiB) and loaded files included; "
+        "planned are tensors alone, as `appo plan` counts them for this one process",
         *facts.get("notes", ()),
     )
 

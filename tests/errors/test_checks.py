@@ -270,7 +270,7 @@ def test_modules_that_cannot_be_adapted_are_refused_by_name() -> None:
         (["cluster.gpu_memory_gib=null"], "cluster.gpu_memory_gib is not given"),
         (["cluster.gpus_per_node=0"], "the recipe asks for no GPU"),
         (["model.path=Qwen/Nobody-Knows"], "another check asks"),
-        (["model.path=null"], "the model is made here, and tiny"),
+        (["model.path=null", "model.warm_start={}"], "the model is made here, and tiny"),
     ],
 )
 def test_what_cannot_be_known_is_skipped_with_the_reason(overrides: list[str], reason: str) -> None:
@@ -305,11 +305,14 @@ def test_a_model_whose_sizes_stand_in_its_folder_is_looked_at_where_files_are(tm
 
 def test_a_layout_that_this_machines_gpus_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mock of torch.cuda: two GPUs of 24 GiB."""
+    import contextlib
     import types
 
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(total_memory=24 * 2**30)
     )

@@ -71,8 +71,10 @@ def wheel_of(name: str, folder: Path) -> Path:
         for line in (found.read_text("WHEEL") or "").splitlines()
         if line.startswith("Tag")
     ]
-    python, abi, _ = tags[0].split("-")
-    platform = ".".join(dict.fromkeys(tag.split("-")[2] for tag in tags))
+    # py2-none-any and py3-none-any are one name, py2.py3-none-any.
+    python, abi, platform = (
+        ".".join(dict.fromkeys(part)) for part in zip(*(tag.split("-") for tag in tags), strict=True)
+    )
     title = found.metadata["Name"].replace("-", "_")
     wheel = folder / f"{title}-{found.version.partition('+')[0]}-{python}-{abi}-{platform}.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:

@@ -41,9 +41,17 @@ def test_what_repeats_a_case_is_printed_before_it_runs(capsys: pytest.CaptureFix
 
 
 def test_every_soak_takes_its_share_of_the_time() -> None:
-    used = [name for path in FOLDER.glob("test_*.py") for name in re.findall(r"drawn\(\"(\w+)\"\)", path.read_text())]
+    used = [
+        name
+        for path in FOLDER.glob("test_*.py")
+        for name in re.findall(r"drawn\(\"(\w+)\"\)", path.read_text())
+    ]
     assert sorted(used) == sorted(SOAKS)
-    names = [name for path in FOLDER.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)]
+    names = [
+        name
+        for path in FOLDER.glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    ]
     for name in SOAKS:  # `-k` must find one test
         assert sum(name in found for found in names) == 1
 

@@ -41,7 +41,11 @@ def settings(section: type[BaseModel], path: str = "") -> list[str]:
         whole = f"{path}.{name}" if path else name
         found.append(whole)
         for kind in (field.annotation, *typing.get_args(field.annotation)):
-            if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and issubclass(kind, BaseModel):
+            if (
+                isinstance(kind, type)
+                and not isinstance(kind, types.GenericAlias)
+                and issubclass(kind, BaseModel)
+            ):
                 found += settings(kind, whole)
     return found
 

@@ -27,14 +27,19 @@ def test_packings() -> None:
         model = made[family, window]
         prompts, completions = batch(draw, family)
         sizes = [[len(one) for one in group] for group in completions]
-        print(f"  {family}, window {window}, prompts {[len(p.ids) for p in prompts]}, completions {sizes}", flush=True)
+        print(
+            f"  {family}, window {window}, prompts {[len(p.ids) for p in prompts]}, completions {sizes}",
+            flush=True,
+        )
         with torch.no_grad():
             reference, padded = plain_logits(model, prompts, completions)
             found, inputs = packed_batch(model, prompts, completions)
             rows = sum(map(len, completions))
             logits = found.unpack(model(**inputs).logits[:, found.scored], rows, padded["tail"])
         for row, completion in enumerate(one for group in completions for one in group):
-            torch.testing.assert_close(logits[row, : len(completion)], reference[row, : len(completion)], **CLOSE)
+            torch.testing.assert_close(
+                logits[row, : len(completion)], reference[row, : len(completion)], **CLOSE
+            )
 
 
 def batch(draw: random.Random, family: str) -> tuple[list[models.Prompt], list[list[torch.Tensor]]]:

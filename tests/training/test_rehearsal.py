@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from appo import cli, rehearsal
+from appo import cli
 from appo.config import load_recipe
+from appo.rehearsal.smaller import rehearsed
 from tests.tiers import long
 
 pytestmark = pytest.mark.slow
@@ -45,7 +46,7 @@ def test_a_rehearsal_trains_saves_and_says_what_it_took(
 ) -> None:
     from appo.modeling.architecture import architecture_of
 
-    monkeypatch.setattr(rehearsal, "STAGES", ("build", "train"))
+    monkeypatch.setattr("appo.rehearsal.run.STAGES", ("build", "train"))
     _, model = small_set
     found = rehearse(model)
     check(found)
@@ -58,7 +59,7 @@ def test_a_rehearsal_trains_saves_and_says_what_it_took(
 @long
 def test_a_whole_rehearsal_serves_and_evaluates_too(small_set: tuple[Path, Path]) -> None:
     phases = check(rehearse(small_set[1]))
-    for name in ("rollout_vllm", "merge", "evaluate"):
+    for name in ("rollout_vllm", "reload", "evaluate"):
         assert phases[name]["seconds"] > 0
 
 
@@ -76,7 +77,7 @@ def test_what_cannot_be_rehearsed_is_refused_by_name() -> None:
 
 def test_the_rehearsed_recipe_keeps_what_decides_about_memory() -> None:
     shipped = load_recipe("qwen2.5_vl_3b_video_r1_34k")
-    small = rehearsal.rehearsed(shipped, Path("/model"))
+    small = rehearsed(shipped, Path("/model"))
     assert small.video == shipped.video
     assert small.data.template == shipped.data.template
     assert small.training.shared_prefix == shipped.training.shared_prefix
