@@ -59,10 +59,12 @@ def lifted() -> Iterator[None]:
 def assert_ran(trainer: object, layout: str) -> None:
     """The policy really lies as the layout says."""
     policy = trainer._policy()
-    # The largest: DeepSpeed keeps small ones whole once they were used (stage3_param_persistence_threshold).
-    parameter = max(
-        (p for p in policy.parameters() if p.requires_grad), key=lambda p: getattr(p, "ds_numel", p.numel())
-    )
+    # The largest: DeepSpeed keeps small ones whole once they were used or loaded
+    # (stage3_param_persistence_threshold), adapters among them; what they adapt is partitioned too.
+    candidates = [
+        p for p in policy.parameters() if (hasattr(p, "ds_id") if layout == "zero3" else p.requires_grad)
+    ]
+    parameter = max(candidates, key=lambda p: getattr(p, "ds_numel", p.numel()))
     if layout == "fsdp2":
         from torch.distributed.fsdp import FSDPModule
 
