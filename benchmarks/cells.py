@@ -43,8 +43,11 @@ def pseudo_accuracy(text: str, _sample: object) -> float:
     return float(sum(text.encode()) % 3 == 0)
 
 
-def small_set(folder: Path, manifest: Path | None = None) -> tuple[Path, Path]:
-    """A small key-moment set, made unless its manifest is given, and an untrained model of it: (manifest, folder)."""
+def small_set(folder: Path, manifest: Path | None = None, shape: Any = None) -> tuple[Path, Path]:
+    """A small key-moment set, made unless its manifest is given, and an untrained model of it: (manifest, folder).
+
+    shape: of the model (`TinyShape`), the demo's where None.
+    """
     from appo.config import load_recipe
     from appo.data.assemble import assemble
     from benchmarks.gpu_check.small_set import make_model
@@ -52,7 +55,7 @@ def small_set(folder: Path, manifest: Path | None = None) -> tuple[Path, Path]:
     recipe = load_recipe("demo", list(OVERRIDES))
     if manifest is None:
         manifest = assemble(recipe, folder / "data", progress=False).manifest
-    return manifest, make_model(recipe, manifest, folder / "model")
+    return manifest, make_model(recipe, manifest, folder / "model", shape)
 
 
 def tied(model: Path, folder: Path) -> Path:
@@ -73,8 +76,9 @@ LEARNING_RATE = 1e-6
 
 @dataclass(frozen=True)
 class Cell:
-    """One training. killed_after: the process dies in the step after this one, of SIGKILL. tied: the model's input and
-    output embeddings are one (3B's are, 7B's are not).
+    """One training. killed_after: the process dies in the step after this one, of SIGKILL. abandoned_after: the training
+    alone ends there, in an exception, and the launch goes on. tied: the model's input and output embeddings are one
+    (3B's are, 7B's are not).
     """
 
     algorithm: str
@@ -83,6 +87,7 @@ class Cell:
     steps: int = 10
     save_every: int = 1000
     killed_after: int | None = None
+    abandoned_after: int | None = None
     folder: str | None = None
     tied: bool = False
 
@@ -138,10 +143,15 @@ def recipe_of(layout: str, dtype: str, cell: Cell) -> Any:
         f"training.gradient_checkpointing={str(dtype == 'bfloat16').lower()}",
         f"training.learning_rate={LEARNING_RATE}",
         f"training.max_steps={cell.steps}",
+        "training.prompts_per_step=2",  # one group a process: the matrix takes 180 trainings
         f"training.save_every={cell.save_every}",
         *(["model.lora={rank: 4}"] if cell.lora else []),
     ]
     return load_recipe("demo", [*OVERRIDES, *settings])
+
+
+class Abandoned(Exception):
+    """A training that was to end here."""
 
 
 class Watcher:
@@ -156,6 +166,8 @@ class Watcher:
     def step_begins(self, trainer: Any) -> None:
         if self.cell.killed_after is not None and trainer.state.global_step == self.cell.killed_after:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.cell.abandoned_after is not None and trainer.state.global_step == self.cell.abandoned_after:
+            raise Abandoned
         if self.trainer is None:
             if self.layout != "one":
                 from tests.cpu_layouts import assert_ran
@@ -267,7 +279,7 @@ class Trainings:
         self.layout, self.dtype, self.manifest = layout, dtype, manifest
 
     def run(self, cell: Cell, model: str, out: Path) -> Any:
-        """Leaves the training's own files in `out`, and cell.pt last; returns the trainer."""
+        """Leaves the training's own files in `out`, and cell.pt last where it ends; returns the trainer."""
         from appo.training.run import train
 
         self.watchers[:] = [watcher := Watcher(self.layout, cell)]
@@ -282,6 +294,8 @@ class Trainings:
                 progress=False,
             )
             watcher.write(out / "cell.pt")
+            return watcher.trainer
+        except Abandoned:
             return watcher.trainer
         finally:
             if watcher.trainer is not None:

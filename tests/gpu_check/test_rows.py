@@ -26,7 +26,7 @@ def test_a_row_needs_nothing_beyond_what_travels(tmp_path: Path):
         "log-probabilities off by",
         "gradient",
         "entries moved",
-        "way",
+        "move",
     ]
     assert all(m["passed"] for m in row["measures"])
     assert row["measures"][0]["value"] > 0  # bfloat16 against float32: two trainings, not one
