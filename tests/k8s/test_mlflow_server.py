@@ -23,8 +23,10 @@ import yaml
 
 from tests.data_room.conftest import weed
 from tests.data_room.stores import Weed
+from tests.tiers import long
 
 pytestmark = [
+    long,
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl builds the overlays and is not here"),
 ]

@@ -14,6 +14,7 @@ from benchmarks.arms import Step, gradient
 from benchmarks.counting import architecture, count, lengths, token_weights
 from benchmarks.gpu_check.bounds import relative
 from benchmarks.shapes import SHAPES, build_model, build_prompts, completions, sharpened
+from tests.tiers import long
 
 # Float32 sums in another order, through four layers and the head.
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -117,6 +118,7 @@ print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
 """
 
 
+@long
 def test_what_is_measured_needs_torch_transformers_and_trl_alone():
     """So that a GPU machine needs no more than these, with what they bring along."""
     found = subprocess.run(

@@ -12,6 +12,7 @@ from appo.config import load_recipe
 from appo.reports.explain import completion_table, explain, findings
 from appo.reports.results import ReportError
 from tests.reports.made_runs import make_group
+from tests.tiers import long
 
 OVERRIDES = ("data.key_moment.train=8", "data.key_moment.validation=2", "data.key_moment.test=2")
 
@@ -45,6 +46,7 @@ def test_table_counts_weighted_tokens() -> None:
     assert row[-2:] == ("2 of 9", "1.70")
 
 
+@long
 @pytest.mark.slow
 def test_a_checkpoint_and_a_sample_become_a_page(tmp_path: Path) -> None:
     from appo.data.assemble import assemble

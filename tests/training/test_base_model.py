@@ -13,6 +13,7 @@ import pytest
 
 from appo import plan
 from tests.hub_server import Hub
+from tests.tiers import long
 from tests.training.conftest import OVERRIDES
 
 BEFORE, AFTER = "b" * 40, "a" * 40
@@ -22,6 +23,7 @@ import json, sys
 from pathlib import Path
 from appo import plan, steps
 from appo.handover import checkpoint_of
+from tests.tiers import long
 recipe = plan.resolve(Path(sys.argv[1]).read_text())
 storage, manifest = sys.argv[2], sys.argv[3]
 """
@@ -34,6 +36,7 @@ def said(output: str, word: str) -> str:
     return next(line.split()[1] for line in output.splitlines() if line.startswith(word))
 
 
+@long
 @pytest.mark.slow
 def test_a_run_keeps_the_commit_that_it_looked_up(small_set: tuple[Path, Path], tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient

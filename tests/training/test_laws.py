@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from appo.policy.advantages import group_advantages
+from tests.tiers import LONG
 from tests.training.conftest import Bench, largest_difference
 
 # Adam divides by the gradient's own size, so rounding of a gradient near zero can move a weight by part of a step:
@@ -57,7 +58,7 @@ def test_weights_above_one_change_the_training(bench: Bench):
 @pytest.mark.parametrize("algorithm", ["grpo", "dapo", "appo", "pa_grpo"])
 @pytest.mark.usefixtures("observing")
 def test_sharing_prefix_and_features_changes_nothing(bench: Bench, algorithm: str):
-    settings = ("training.max_steps=20", "training.learning_rate=1e-4")
+    settings = (f"training.max_steps={20 if LONG else 6}", "training.learning_rate=1e-4")
     bench.train(algorithm, *settings, name="shared")
     bench.train(algorithm, *settings, *PLAIN, name="plain")
     # Twenty steps of 1e-4 move a weight by up to 2e-3.

@@ -41,6 +41,7 @@ def check(found: dict) -> dict[str, dict]:
     return phases
 
 
+@long
 def test_a_rehearsal_trains_saves_and_says_what_it_took(
     small_set: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
