@@ -23,7 +23,6 @@ import json, sys
 from pathlib import Path
 from appo import plan, steps
 from appo.handover import checkpoint_of
-from tests.tiers import long
 recipe = plan.resolve(Path(sys.argv[1]).read_text())
 storage, manifest = sys.argv[2], sys.argv[3]
 """
