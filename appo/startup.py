@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 # Packages that TRL and transformers load where they find them: TRL's own engine, the Trainer's reports, metrics of
 # assisted decoding. Whoever needs one of them imports it himself, afterwards.
-UNUSED_BY_TRAINING = ("vllm", "mlflow", "wandb", "trackio", "sklearn")
+UNUSED_BY_TRAINING = ("vllm", "mlflow", "wandb", "trackio", "sklearn", "scipy", "trio")
 
 
 @contextmanager
