@@ -157,11 +157,14 @@ def rehearse(
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
     """The recipe's model at full size with random weights, through every part of a run once, on this CPU."""
+    from appo import checks
     from appo.config import load_recipe
     from appo.rehearsal import rehearse as run_rehearsal
     from appo.rehearsal import table
 
-    found = run_rehearsal(load_recipe(recipe, overrides), layers=layers)
+    asked = load_recipe(recipe, overrides)
+    checks.refuse(checks.Subject(asked), checks.ALONE, only=checks.OF_SETTINGS)
+    found = run_rehearsal(asked, layers=layers)
     typer.echo(found.to_json() if as_json else table(found))
 
 

@@ -116,14 +116,16 @@ class Video(Section):
         if (self.num_frames is None) == (self.fps is None):
             raise ValueError("give exactly one of num_frames and fps; set the other to null")
         if self.min_pixels > self.max_pixels:
-            raise ValueError(f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}")
+            raise ValueError(
+                f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}; set one of them"
+            )
         return self
 
 
 class Lora(Section):
     rank: Positive = 16
     alpha: Positive = 32
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 class WarmStart(Section):

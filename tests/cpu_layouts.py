@@ -52,7 +52,7 @@ def _asked(kind: str) -> bool:
 def lifted() -> Iterator[None]:
     """appo launches sharded layouts on this machine although it has no GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("appo.training.launch.refuse_impossible", lambda *_: None)
+        patch.setattr("appo.training.launch.refuse_impossible", lambda *_, **__: None)
         yield
 
 

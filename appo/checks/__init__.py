@@ -30,6 +30,7 @@ __all__ = [
     "FROM_AFAR",
     "NEEDS",
     "OF_DATA",
+    "OF_SETTINGS",
     "OF_STORED_SIZE",
     "OF_TRAINING",
     "ON_GPU",
@@ -64,7 +65,9 @@ FROM_AFAR: tuple[Need, ...] = ("nothing", "files", "server")
 ON_GPU: tuple[Need, ...] = ("gpu",)
 # Checks of a single step that is run by hand.
 OF_DATA = ("source", "records", "names in the records", "records in the store")
-OF_TRAINING = ("seeds", "rewards", "groups")
+OF_TRAINING = ("seeds", "rewards", "groups", "layout")
+# What a recipe says by itself, whatever machine it runs on.
+OF_SETTINGS = ("seeds", "algorithms", "rewards", "source", "benchmarks")
 STORED: tuple[Need, ...] = ("server",)
 OF_STORED_SIZE = ("stored model fits",)
 # What pods of trainings see beside stores (k8s/components/training-runtime); who checks the recipe does not.
@@ -74,7 +77,7 @@ POD_FOLDERS = ("/cache", "/scratch")
 def here(recipe: Recipe, variants: Sequence[str] = ()) -> Subject:
     """A run whose first step this process is, or that happens on this machine."""
     elsewhere = POD_FOLDERS if on_cluster() else ()
-    return Subject(recipe, tuple(variants), processes_here(recipe), elsewhere)
+    return Subject(recipe, tuple(variants), processes_here(recipe), elsewhere, trains_here=not on_cluster())
 
 
 def at_home(recipe: Recipe, variants: Sequence[str] = ()) -> Subject:
@@ -89,7 +92,8 @@ def submitted(recipe: Recipe, variants: Sequence[str] = ()) -> Subject:
 
 def before_training(recipe: Recipe, *, algorithm: str, processes: int) -> None:
     """Refuse one training where it is about to start: by its settings, and by the GPUs that it would run on."""
-    subject = Subject(recipe.model_copy(update={"algorithms": (algorithm,)}), processes=processes)
+    one = recipe.model_copy(update={"algorithms": (algorithm,)})
+    subject = Subject(one, processes=processes, trains_here=True)
     refuse(subject, ALONE, only=OF_TRAINING)
     if gpus():
         refuse(subject, ON_GPU)

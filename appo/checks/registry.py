@@ -34,6 +34,7 @@ class Subject:
 
     variants: of an ablation. processes: of one training, over all its machines; None where nobody knows yet.
     elsewhere: folders that this machine does not see, and pods of the run do. submitted: the run will not be here.
+    trains_here: trainings will be processes of this machine.
     """
 
     recipe: Recipe
@@ -41,6 +42,7 @@ class Subject:
     processes: int | None = None
     elsewhere: tuple[str, ...] = ()
     submitted: bool = False
+    trains_here: bool = False
 
     @cached_property
     def recipes(self) -> dict[str, Recipe]:

@@ -87,6 +87,20 @@ def groups(subject: Subject) -> Iterator[str | UserError]:
             yield f"{named}: {over} do not divide it, and {reason} needs whole groups on each"
 
 
+@check("layout", needs="nothing", remedy="set training.distributed=ddp")
+def layout(subject: Subject) -> Iterator[UserError]:
+    """A layout that cannot run is refused, never replaced; the machine is looked at where it is the one that trains."""
+    if subject.processes is None:
+        return
+    from appo.training.launch import LayoutError, refuse_impossible
+
+    for variant, recipe in _trainable(subject):
+        try:
+            refuse_impossible(recipe, subject.processes, here=subject.trains_here)
+        except LayoutError as error:
+            yield _named(variant, error)
+
+
 @check("source", needs="nothing", remedy="choose one of the sources in docs/data.md")
 def source(subject: Subject) -> Iterator[str]:
     """That data.source is known; and quotas and types by name where no records need be read for that."""

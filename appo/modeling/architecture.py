@@ -146,7 +146,9 @@ def read_config(
     try:
         text, tower = _text(kind, config), _tower(kind, config["vision_config"])
     except KeyError as error:
-        raise UnknownArchitecture(f"{model}: {error.args[0]} is missing in {source}") from error
+        raise UnknownArchitecture(
+            f"{model}: {error.args[0]} is missing in {source}; take a whole config.json, as the publisher has it"
+        ) from error
     return Architecture(model, kind, text, tower, config, processor or {}, source, tuple(unverified))
 
 

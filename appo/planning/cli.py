@@ -35,10 +35,13 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Does a recipe fit these GPUs, and for how long will it take them? Status 3 where it does not fit."""
+    from appo import checks
     from appo.config import load_recipe
     from appo.planning.plan import fit
 
-    found = fit(load_recipe(recipe, overrides), gpus, gpu_memory)
+    asked = load_recipe(recipe, overrides)
+    checks.refuse(checks.Subject(asked), checks.ALONE, only=checks.OF_SETTINGS)
+    found = fit(asked, gpus, gpu_memory)
     typer.echo(found.to_json() if as_json else text(found))
     if not found.fits:
         raise typer.Exit(DOES_NOT_FIT)

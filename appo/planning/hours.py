@@ -47,9 +47,10 @@ class StepTime:
     update_s: float
     operations: Operations
 
-    @property
-    def total_s(self) -> float:
-        return (self.rollout_s + self.scoring_s + self.update_s) * (1 + OVERHEAD)
+    def of_update(self, updates_per_rollout: int) -> float:
+        """Of one update, with its share of the rollout and of what is scored before the first."""
+        shared = (self.rollout_s + self.scoring_s) / updates_per_rollout
+        return (shared + self.update_s) * (1 + OVERHEAD)
 
 
 def step_time(setting: Setting, load: Load, device: Device) -> StepTime:
@@ -75,18 +76,20 @@ def step_time(setting: Setting, load: Load, device: Device) -> StepTime:
 
 
 def training_hours(recipe: Recipe, load: Load, step_s: float) -> tuple[float, list[str]]:
-    """Hours of one training, its looks included, and what was assumed of the number of steps."""
+    """Hours of one training, its looks included, and what was assumed of the number of steps. step_s: of an update."""
     steps, notes = number_of_steps(recipe)
     looks = 2 * LOOKED_AT / recipe.training.prompts_per_step
     return (steps + looks) * step_s / 3600, notes
 
 
 def number_of_steps(recipe: Recipe) -> tuple[int, list[str]]:
+    """Updates of a training, `training.updates_per_rollout` of each rollout; and how they were counted."""
     training = recipe.training
     if training.max_steps >= 0:
         return training.max_steps, []
     prompts, notes = number_of_prompts(recipe)
-    steps = max(1, int(prompts // training.prompts_per_step * training.epochs))
+    rollouts = max(1, int(prompts // training.prompts_per_step * training.epochs))
+    steps = rollouts * training.updates_per_rollout
     return steps, [*notes, f"{steps} steps"]
 
 

@@ -12,7 +12,7 @@ from appo.planning.checkpoints import checkpoints
 from appo.planning.hours import ASSUMED, number_of_steps, step_time, training_hours
 from appo.planning.memory import Moment, largest, lines, moments
 from appo.planning.remedies import candidates, changed
-from appo.planning.setting import Load, PlanError, Setting, on_cpu, settings_of
+from appo.planning.setting import Load, PlanError, Setting, Undivided, on_cpu, settings_of
 
 if TYPE_CHECKING:
     from appo.config import Recipe
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 GIB = 2**30
 # Of a GPU: CUDA's context, NCCL's buffers and cuBLAS's workspaces, and what the allocator cannot use of the rest.
 RESERVED_GIB, UNUSABLE = 1.0, 0.05
+# Checks that a remedy must pass where the recipe does.
+SETTINGS = ("algorithms", "rewards", "groups")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +72,26 @@ def fit(recipe: Recipe, gpus: int, gpu_memory_gib: float, *, remedies: bool = Tr
     if not 0 < gpu_memory_gib < float("inf"):
         raise PlanError(f"--gpu-memory {gpu_memory_gib:g}: must be GiB above 0")
     settings, load, assumed = settings_of(recipe, gpus)
+    if cut := _refused(recipe, gpus, "groups"):
+        raise Undivided(cut[0])
     device = of_memory(gpu_memory_gib)
     held = _held(settings, load, gpu_memory_gib)
     total = {line: value / GIB for line, value in lines(held).items()}
     problem = _problem(settings, load, total["total"], gpu_memory_gib)
     remedy = None
     if problem and remedies:
+        before = _refused(recipe, gpus, *SETTINGS)
         remedy = next(
             (
                 " ".join(chosen)
                 for chosen in candidates(recipe, gpus)
-                if _fits(changed(recipe, chosen), gpus, gpu_memory_gib)
+                if _fits(helped := changed(recipe, chosen), gpus, gpu_memory_gib)
+                and set(_refused(helped, gpus, *SETTINGS)) <= set(before)
             ),
             None,
         )
-    slowest = max(step_time(setting, load, device).total_s for setting in settings)
+    updates = recipe.training.updates_per_rollout
+    slowest = max(step_time(setting, load, device).of_update(updates) for setting in settings)
     hours, notes = training_hours(recipe, load, slowest)
     steps, _ = number_of_steps(recipe)
     written = max(
@@ -115,6 +122,16 @@ def fit(recipe: Recipe, gpus: int, gpu_memory_gib: float, *, remedies: bool = Tr
         samples_per_second=recipe.training.prompts_per_step / slowest,
         trainings=trainings,
     )
+
+
+def _refused(recipe: Recipe | None, gpus: int, *names: str) -> list[str]:
+    """What the checks of these names have against a training of the recipe."""
+    from appo import checks
+
+    if recipe is None:
+        return []
+    subject = checks.Subject(recipe, processes=gpus)
+    return [line for found in checks.run_checks(subject, checks.ALONE, only=names) for line in found.problems]
 
 
 def _held(settings: Sequence[Setting], load: Load, gpu_memory_gib: float) -> list[Moment]:

@@ -180,6 +180,14 @@ def _setting(recipe: Recipe, architecture: Architecture, load: Load, gpus: int, 
             f"model.lora.target_modules: {min(odd)!r} is none of the text layers' products "
             f"({', '.join(counts.adapted(architecture.text))})"
         )
+    depth = architecture.text.layers
+    if recipe.perception.layers != "last3" and (
+        deep := [layer for layer in recipe.perception.layers if not -depth <= layer < depth]
+    ):
+        raise PlanError(
+            f"perception.layers={list(recipe.perception.layers)}: {deep[0]} is none of the model's {depth} layers; "
+            f"choose from 0 to {depth - 1} (or -1 for the last), or last3"
+        )
     whole_groups = load.rows % recipe.policy.num_generations == 0
     reads = policy.uses_perception_weights
     return Setting(

@@ -42,14 +42,19 @@ class LayoutError(UserError, ValueError):
     """A layout that this machine cannot run: the setting, its value, the remedy."""
 
 
-def refuse_impossible(recipe: Recipe, processes: int) -> None:
-    """Raise LayoutError for a layout that cannot run here: accelerate would replace it by another, in silence."""
+def refuse_impossible(recipe: Recipe, processes: int, *, here: bool = True) -> None:
+    """Raise LayoutError for a layout that cannot run: accelerate would replace it by another, in silence.
+
+    processes: of one training. here: whether they will be on this machine, which is then looked at too.
+    """
     layout = recipe.training.distributed
     if layout == "ddp":
         return
     name = f"training.distributed={layout}"
     if processes == 1:
         raise LayoutError(f"{name}: shards over processes, and there is one; set training.distributed=ddp")
+    if not here:
+        return
     if layout.startswith("zero") and not _installed("deepspeed"):
         raise LayoutError(
             f"{name}: needs the package deepspeed; install it, or set training.distributed=fsdp2"

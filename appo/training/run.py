@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from appo.policy import PolicySettings, settings_for
 from appo.rewards import RewardFunction
 from appo.startup import UNUSED_BY_TRAINING, heavy_imports, leave_out
 from appo.storage import write_atomic
+from appo.training.launch import refuse_impossible
 
 STEPS_TO_WARM_UP = 2  # left out of the throughput: first calls allocate and choose kernels
 GROUPS_LOOKED_AT = 32
@@ -87,6 +89,7 @@ def train(
         leave_out(
             "deepspeed"
         )  # accelerate and TRL load it wherever it is installed: 3 s and a warning for nothing
+    refuse_impossible(recipe, int(os.environ.get("WORLD_SIZE", "1")), here=False)
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"algorithm": algorithm})})

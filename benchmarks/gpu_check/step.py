@@ -152,7 +152,7 @@ def planned_bytes(shape: Any, layers: int) -> float:
         trains_tower=False,
         features_kept=False,
         rollout="transformers",
-        rollout_bytes=None,
+        rollout_bytes=2.0**60,
         reference=False,
         reads_attention=False,
         scores_first=True,

@@ -324,10 +324,38 @@ def test_a_layout_that_this_machines_gpus_cannot_hold_is_refused(monkeypatch: py
     (outcome,) = checks.run_checks(checks.here(recipe), checks.ALONE, only=["fits the cluster"])
     assert outcome.skipped == "the GPUs of this machine are asked themselves"
     monkeypatch.setattr("appo.checks.gpus", lambda: 2)
+    monkeypatch.setattr("appo.training.launch._has_gpu", lambda: True)
     with pytest.raises(checks.CheckFailed, match="on 2 GPUs of 24 GiB"):  # where a training starts, too
         checks.before_training(recipe, algorithm="appo", processes=2)
     lora = load_recipe("qwen2.5_vl_3b_lora_2gpu")
     assert found("fits the GPUs", checks.Subject(lora, processes=2)) == []
+
+
+def test_a_layout_that_cannot_run_is_refused_wherever_a_training_would_start(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process cannot shard, and a machine without a GPU cannot either; nothing is decoded or loaded before."""
+    sharded = ["training.distributed=fsdp2"]
+    recipe = load_recipe("demo", sharded)
+    one = "training.distributed=fsdp2: shards over processes, and there is one; set training.distributed=ddp"
+    assert found("layout", checks.Subject(recipe, processes=1)) == [one]
+    assert found("layout", checks.Subject(recipe, processes=2)) == []  # on some machine
+    assert found("layout", checks.submitted(load_recipe(PAPER))) == []
+    (none,) = found("layout", checks.Subject(recipe, processes=2, trains_here=True))
+    assert none.endswith("needs GPUs, and this machine has none; set training.distributed=ddp")
+    monkeypatch.setenv("KFP_RUN_ID", "run")  # the first step's pod needs no GPU
+    assert found("layout", checks.here(load_recipe("demo", [*sharded, "cluster.gpus_per_node=2"]))) == []
+    monkeypatch.delenv("KFP_RUN_ID")
+    is_a_mistake(answer("pipeline", "run", "-r", "demo", "-f", "run", "-s", *sharded), one)
+    assert not (place / "run").exists()
+    with pytest.raises(checks.CheckFailed, match="there is one"):
+        checks.before_training(recipe, algorithm="appo", processes=1)
+    from appo.training.launch import LayoutError
+    from appo.training.run import train
+
+    with pytest.raises(LayoutError, match="there is one"):
+        train(recipe, algorithm="appo", seed=0, manifest_path=tmp_path, model_path="", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # Who runs them, and when ------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from appo import cli
+from appo import checks, cli
 from appo.config import load_recipe
 from appo.planning.plan import fit
+from appo.planning.setting import Undivided
 from appo.recipe_files import recipe_names
 from tests.planning.conftest import THREE, changed, paper
 
@@ -45,6 +46,7 @@ def test_the_named_setting_makes_it_fit(recipe, gpus, gib, named):
         assert part in plan.remedy
     helped = changed(recipe, plan.remedy.split())
     assert fit(helped, gpus, gib).fits
+    assert refused(helped, gpus) == []
     # Each of its settings is needed; one GPU cannot shard, whatever it holds.
     for setting in plan.remedy.split():
         if setting == "training.distributed=ddp":
@@ -52,6 +54,37 @@ def test_the_named_setting_makes_it_fit(recipe, gpus, gib, named):
             continue
         rest = [other for other in plan.remedy.split() if other != setting]
         assert not fit(changed(recipe, rest), gpus, gib).fits, f"{setting} is not needed"
+
+
+def refused(recipe, gpus):
+    """What a training would be refused for."""
+    subject = checks.Subject(recipe, processes=gpus)
+    outcomes = checks.run_checks(subject, checks.ALONE, only=[*checks.OF_SETTINGS, *checks.OF_TRAINING])
+    return [problem for outcome in outcomes for problem in outcome.problems]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus"),
+    [
+        (["policy.num_generations=6"], 24),
+        (["algorithms=[pa_grpo]", "data.template=observation"], 32),
+        (["policy.dynamic_sampling=true"], 32),
+    ],
+)
+def test_what_training_refuses_is_not_planned(overrides, gpus):
+    recipe = load_recipe("qwen2.5_vl_3b_video_r1_34k", overrides)
+    assert refused(recipe, gpus)
+    with pytest.raises(Undivided, match="groups"):
+        fit(recipe, gpus, 80)
+
+
+def test_a_setting_that_would_be_refused_is_not_named():
+    """Shorter completions alone would fit, and the buffer would be longer than they are."""
+    recipe = load_recipe("qwen2.5_vl_3b_lora_1gpu", ["policy.overlong_buffer=400"])
+    plan = fit(recipe, 1, 12)
+    assert not plan.fits
+    if plan.remedy:
+        assert refused(changed(recipe, plan.remedy.split()), 1) == []
 
 
 def test_what_no_setting_can_do_is_said():

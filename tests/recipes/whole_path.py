@@ -17,6 +17,7 @@ import pytest
 from appo import plan, steps
 from appo.config import Recipe, load_recipe
 from appo.data.manifest import read_manifest
+from tests.cpu_layouts import lifted
 from tests.recipes.replaceable import PROCESSES, STEPS, outside, processes_of, replacements, told
 from tests.recipes.sets import MadeSet
 from tests.recipes.watching import watched
@@ -36,7 +37,8 @@ def prepared(name: str, made: Sets, model: Path | None) -> tuple[Recipe, Recipe]
         benchmarks=benchmarks,
         model=model,
     )
-    recipe = steps.validate(name, overrides)
+    with lifted():
+        recipe = steps.validate(name, overrides)
     print(told(shipped, recipe))
     assert outside(shipped, recipe) == []
     return shipped, recipe
