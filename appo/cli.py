@@ -17,8 +17,8 @@ import typer
 from appo import cli_steps
 from appo.cli_ending import Commands
 from appo.cli_options import FolderOption, RecipeOption, SetOption
+from appo.cli_plan import plan as plan_command
 from appo.evaluation import cli as evaluation_cli
-from appo.planning import cli as planning_cli
 from appo.reports import cli as reports_cli
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ recipe_app = typer.Typer(help="The settings a run is made from.", no_args_is_hel
 app.add_typer(recipe_app, name="recipe")
 cli_steps.register(app)
 evaluation_cli.register(app)
-app.command()(planning_cli.plan)
+app.command()(plan_command)
 reports_cli.register(app)
 # The graphs stand above this package; they are added by name, so that the library never depends on them.
 for _name in ("pipeline", "schedule"):

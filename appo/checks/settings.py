@@ -60,31 +60,13 @@ def groups(subject: Subject) -> Iterator[str | UserError]:
     """Completions of a step over the processes of a training, as the trainer divides them."""
     if subject.processes is None:
         return
-    from appo.policy import settings_for
-    from appo.training.arguments import rows_per_process
+    from appo.grouping import cut_groups
 
     for variant, recipe in _trainable(subject):
-        policy, training = recipe.policy, recipe.training
-        size, over = policy.num_generations, f"{subject.processes} processes"
         try:
-            rows = rows_per_process(recipe, subject.processes) * training.gradient_accumulation_steps
+            yield from (f"{variant}{problem}" for problem in cut_groups(recipe, subject.processes))
         except UserError as error:
             yield _named(variant, error)
-            continue
-        named = f"{variant}training.prompts_per_step={training.prompts_per_step}"
-        if rows % size and size % rows:
-            yield f"{named}: {over} would hold {rows} completions each, which cuts groups of {size} unevenly"
-        if rows % size == 0:
-            continue
-        streams = [
-            name
-            for name in recipe.algorithms
-            if len(settings_for(policy.model_copy(update={"algorithm": name})).streams) > 1
-        ]
-        for reason in ["policy.dynamic_sampling=true"] * policy.dynamic_sampling + [
-            f"algorithm {n}" for n in streams
-        ]:
-            yield f"{named}: {over} do not divide it, and {reason} needs whole groups on each"
 
 
 @check("layout", needs="nothing", remedy="set training.distributed=ddp")

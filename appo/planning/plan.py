@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from appo.grouping import cut_groups
 from appo.modeling.devices import Device, of_memory
 from appo.planning.checkpoints import checkpoints
 from appo.planning.hours import ASSUMED, number_of_steps, step_time, training_hours
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 GIB = 2**30
 # Of a GPU: CUDA's context, NCCL's buffers and cuBLAS's workspaces, and what the allocator cannot use of the rest.
 RESERVED_GIB, UNUSABLE = 1.0, 0.05
-# Checks that a remedy must pass where the recipe does.
-SETTINGS = ("algorithms", "rewards", "groups")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +71,19 @@ def fit(recipe: Recipe, gpus: int, gpu_memory_gib: float, *, remedies: bool = Tr
     if not 0 < gpu_memory_gib < float("inf"):
         raise PlanError(f"--gpu-memory {gpu_memory_gib:g}: must be GiB above 0")
     settings, load, assumed = settings_of(recipe, gpus)
-    if cut := _refused(recipe, gpus, "groups"):
-        raise Undivided(cut[0])
+    for cut in cut_groups(recipe, gpus):
+        raise Undivided(f"{cut}; change it, policy.num_generations, or the number of GPUs")
     device = of_memory(gpu_memory_gib)
     held = _held(settings, load, gpu_memory_gib)
     total = {line: value / GIB for line, value in lines(held).items()}
     problem = _problem(settings, load, total["total"], gpu_memory_gib)
     remedy = None
     if problem and remedies:
-        before = _refused(recipe, gpus, *SETTINGS)
         remedy = next(
             (
                 " ".join(chosen)
                 for chosen in candidates(recipe, gpus)
-                if _fits(helped := changed(recipe, chosen), gpus, gpu_memory_gib)
-                and set(_refused(helped, gpus, *SETTINGS)) <= set(before)
+                if _fits(changed(recipe, chosen), gpus, gpu_memory_gib)
             ),
             None,
         )
@@ -124,16 +121,6 @@ def fit(recipe: Recipe, gpus: int, gpu_memory_gib: float, *, remedies: bool = Tr
     )
 
 
-def _refused(recipe: Recipe | None, gpus: int, *names: str) -> list[str]:
-    """What the checks of these names have against a training of the recipe."""
-    from appo import checks
-
-    if recipe is None:
-        return []
-    subject = checks.Subject(recipe, processes=gpus)
-    return [line for found in checks.run_checks(subject, checks.ALONE, only=names) for line in found.problems]
-
-
 def _held(settings: Sequence[Setting], load: Load, gpu_memory_gib: float) -> list[Moment]:
     return [moment for setting in settings for moment in moments(setting, load, gpu_memory_gib * GIB)]
 
@@ -145,6 +132,8 @@ def _fits(recipe: Recipe | None, gpus: int, gpu_memory_gib: float) -> bool:
     try:
         settings, load, _ = settings_of(recipe, gpus)
     except PlanError:
+        return False
+    if any(cut_groups(recipe, gpus)):
         return False
     total = lines(_held(settings, load, gpu_memory_gib))["total"] / GIB
     return not _problem(settings, load, total, gpu_memory_gib)

@@ -77,7 +77,7 @@ def _settings(recipe: Recipe, gpus: int) -> list[tuple[int, str]]:
     found += [
         (14 + n, f"policy.max_completion_length={policy.max_completion_length >> n}")
         for n in (1, 2)
-        if policy.max_completion_length >> n >= 64
+        if policy.max_completion_length >> n >= max(64, policy.overlong_buffer)
     ]
     found += [
         (15 + n, f"video.max_pixels={video.max_pixels >> n}")

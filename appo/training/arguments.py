@@ -12,20 +12,8 @@ from typing import Any
 from appo.config import Recipe
 from appo.data.schema import VideoSample
 from appo.errors import SettingError
+from appo.grouping import rows_per_process
 from appo.policy import PolicySettings
-
-
-def rows_per_process(recipe: Recipe, world_size: int) -> int:
-    """Completions of one micro-batch on one process. Raises SettingError where a step cannot be divided evenly."""
-    training, size = recipe.training, recipe.policy.num_generations
-    total, parts = training.prompts_per_step * size, world_size * training.gradient_accumulation_steps
-    if total % parts:
-        raise SettingError(
-            f"training.prompts_per_step={training.prompts_per_step} x policy.num_generations={size} completions: "
-            f"must divide evenly over {world_size} processes x {training.gradient_accumulation_steps} accumulation steps"
-            "; change one of them"
-        )
-    return total // parts
 
 
 def training_arguments(
