@@ -103,3 +103,17 @@ def test_mistakes_are_named_with_their_remedy(arguments: list[str], words: list[
         assert word in message
     assert "Traceback" not in message
     assert not list(tmp_path.iterdir())  # refused before anything was written
+
+
+def test_the_list_shows_model_data_gpus_and_type_of_every_recipe() -> None:
+    from appo.config import recipe_names
+
+    shown = CliRunner().invoke(cli.app, ["recipe", "list"], terminal_width=200).output
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        (line,) = (line for line in shown.splitlines() if line.split()[:1] == [name])
+        assert recipe.model.dtype in line
+        gpus = recipe.cluster.nodes * recipe.cluster.gpus_per_node
+        assert (f" {gpus} " if gpus else " none ") in line
+        assert recipe.data.source in line
+        assert recipe.model.path is None or recipe.model.path.rpartition("/")[2] in line
