@@ -106,6 +106,7 @@ CURVES += (
     "samples_per_second",
 )
 CURVES += ("tokens_per_second", "phase/rollout_s", "phase/rewards_s", "phase/update_s")
+CURVES += ("mfu", "mfu/update", "tokens_per_second_per_device", "tflop_of/attention")
 OWN_CURVES = {
     "grpo": ("kl", "phase/scoring_s"),
     "dapo": (),
